@@ -1,0 +1,18 @@
+"""What to look at before believing a fit.
+
+Everything here takes samples, programs and distributions; nothing here trains.
+"""
+
+from pyro_sig.diagnostics.inference_data import draws_to_inference_data, to_inference_data
+from pyro_sig.diagnostics.mode_coverage import ModeCoverage, mode_coverage
+from pyro_sig.diagnostics.two_sample import TwoSampleTest, energy_distance, energy_test
+
+__all__ = [
+    "ModeCoverage",
+    "TwoSampleTest",
+    "draws_to_inference_data",
+    "energy_distance",
+    "energy_test",
+    "mode_coverage",
+    "to_inference_data",
+]

@@ -1,0 +1,26 @@
+"""Distributions that can be sampled but not, or not wholly, scored."""
+
+from pyro_sig.distributions import exponential_families  # noqa: F401 - fills the registry
+from pyro_sig.distributions.fixed_mixture import FixedMixture
+from pyro_sig.distributions.implicit import Implicit
+from pyro_sig.distributions.log_mixture import log_mixture
+from pyro_sig.distributions.pairwise import (
+    Terms,
+    mixture_log_prob,
+    pairwise_log_prob,
+    pairwise_terms,
+    register_pairwise,
+)
+from pyro_sig.distributions.semi_implicit import SemiImplicit
+
+__all__ = [
+    "FixedMixture",
+    "Implicit",
+    "SemiImplicit",
+    "Terms",
+    "log_mixture",
+    "mixture_log_prob",
+    "pairwise_log_prob",
+    "pairwise_terms",
+    "register_pairwise",
+]

@@ -1,0 +1,157 @@
+"""A distribution known by its samples alone: noise pushed through a callable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+__all__ = ["Implicit"]
+
+
+class Implicit(TorchDistribution):
+    r"""Pushes noise forward through a transform; can be sampled, has no density.
+
+    .. math::
+        \psi = T_\phi(\epsilon, c), \qquad \epsilon \sim \text{noise}
+
+    At a sample site it is marginalised by :class:`~pyro_sig.infer.SIG_ELBO`; as ``mixing`` it
+    makes a :class:`~pyro_sig.distributions.SemiImplicit`. ``log_prob`` raises.
+
+    Whatever the transform depends on besides noise (data, another latent) goes through
+    ``inputs``, not a closure: the distribution then knows its batch shape and draws noise for
+    each row. A closure over N rows would silently pair them with N draws.
+
+    :param callable transform: a module or function; called as ``transform(noise, *inputs)``, each
+        argument with the same leading dimensions ``[*]`` followed by its event dimensions, it
+        returns a tensor of shape ``[*, *event_shape]``.
+    :param noise: the law of :math:`\epsilon`, a distribution whose parameters need no gradient
+        unless it has ``rsample``.
+    :param event_shape: shape of one draw: an int or a sequence of ints.
+    :param inputs: a tensor or a tuple of tensors of shape ``[*batch_shape, *features]``.
+    :param int inputs_event_dim: how many rightmost dimensions of every input are features.
+    :param support: constraint of one draw, by default real.
+    :raises ValueError: if the transform returns another shape, or the noise has parameters that
+        cannot be trained.
+
+    Reference: M. Yin and M. Zhou (2018), "Semi-Implicit Generative Model", section 2, eq. 3.
+
+    Example::
+
+        >>> import pyro.distributions as dist
+        >>> noise = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        >>> psi = Implicit(torch.nn.Linear(2, 3), noise, event_shape=3)
+        >>> psi.sample((5,)).shape
+        torch.Size([5, 3])
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    has_rsample = True
+
+    def __init__(
+        self,
+        transform: Callable[..., Tensor],
+        noise: Distribution,
+        event_shape: int | Sequence[int] = (),
+        inputs: Tensor | Sequence[Tensor] | None = None,
+        inputs_event_dim: int = 1,
+        support: constraints.Constraint | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        if not callable(transform):
+            raise ValueError(f"`transform` must be callable, was {type(transform).__name__}")
+        if not isinstance(noise, Distribution):
+            raise ValueError(f"`noise` must be a Distribution, was {type(noise).__name__}")
+        if not noise.has_rsample and any(
+            isinstance(x, Tensor) and x.requires_grad for x in vars(noise).values()
+        ):
+            raise ValueError(
+                "`noise` must have rsample or parameters that need no gradient, was "
+                f"{type(noise).__name__} with trainable parameters, which would not train"
+            )
+        event_shape = torch.Size([event_shape] if isinstance(event_shape, int) else event_shape)
+        inputs = () if inputs is None else (inputs,) if isinstance(inputs, Tensor) else inputs
+        for x in inputs:
+            if not isinstance(x, Tensor) or x.dim() < inputs_event_dim:
+                was = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                raise ValueError(
+                    f"`inputs` must be tensors with at least {inputs_event_dim} dimensions, was {was}"
+                )
+        self.transform = transform
+        self.noise = noise
+        self.inputs = tuple(inputs)
+        self.inputs_event_dim = inputs_event_dim
+        if support is None:
+            support = constraints.independent(constraints.real, len(event_shape))
+        self._support = support
+        super().__init__(self.own_batch_shape, event_shape, validate_args=validate_args)
+
+    @property
+    def own_batch_shape(self) -> torch.Size:
+        """Batch shape of noise and inputs, before any expansion: rows that differ in law."""
+        inputs = (x.shape[: x.dim() - self.inputs_event_dim] for x in self.inputs)
+        return torch.broadcast_shapes(self.noise.batch_shape, *inputs)
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        """Constraint of one draw."""
+        return self._support
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Implicit:  # noqa: ANN401
+        """Returns the same law with another batch shape; draws are independent along it."""
+        new = self._get_checked_instance(Implicit, _instance)
+        for name in ("transform", "noise", "inputs", "inputs_event_dim", "_support"):
+            setattr(new, name, getattr(self, name))
+        batch_shape = torch.Size(batch_shape)
+        torch.broadcast_shapes(self.batch_shape, batch_shape)
+        super(Implicit, new).__init__(batch_shape, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Graph tensors can be neither copied nor pickled.
+        return {**vars(self), "inputs": tuple(x.detach() for x in self.inputs)}
+
+    def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        """Draws with a gradient to the transform and to the noise's parameters.
+
+        :param sample_shape: shape of independent draws to the left of the batch shape.
+        :return: a tensor of shape ``[*sample_shape, *batch_shape, *event_shape]``.
+        :raises ValueError: if the transform returns another shape.
+        """
+        sample_shape = torch.Size(sample_shape)
+        noise = self.noise.expand(self.batch_shape)
+        draw = noise.rsample if noise.has_rsample else noise.sample
+        shape = sample_shape + self.batch_shape
+        inputs = []
+        for x in self.inputs:
+            event = x.shape[x.dim() - self.inputs_event_dim :]
+            inputs.append(x.expand(shape + event))
+        psi = self.transform(draw(sample_shape), *inputs)
+        expected = shape + self.event_shape
+        if not isinstance(psi, Tensor) or psi.shape != expected:
+            was = tuple(psi.shape) if isinstance(psi, Tensor) else type(psi).__name__
+            raise ValueError(
+                f"`transform` must return psi of shape {tuple(expected)} (draws and batch "
+                f"{tuple(shape)}, event_shape {tuple(self.event_shape)}), was {was}"
+            )
+        return psi
+
+    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        """Draws without a gradient; shapes as :meth:`rsample`."""
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Raises: an implicit distribution has no density.
+
+        :raises NotImplementedError: always, with the ways to score a model that holds one.
+        """
+        raise NotImplementedError(
+            "Implicit has no density. Marginalise the site with pyro_sig.infer.SIG_ELBO, or mix "
+            "an explicit conditional over it: SemiImplicit(mixing, conditional, num_mixing)."
+        )

@@ -1,0 +1,141 @@
+r"""The streaming logsumexp over all (datum, component) pairs of an exponential family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["log_mixture"]
+
+# Up to this many pairs the responsibilities are kept for the backward pass, beyond it they
+# are computed again, chunk by chunk: 2**24 pairs are 64 MiB in single precision.
+_KEPT_PAIRS = 2**24
+_STREAMED_PAIRS = 2**22
+# Fewer features than this are a thin matrix: its layout decides the speed of the product.
+_NARROW = 32
+
+
+def log_mixture(
+    statistics: Tensor,
+    natural: Tensor,
+    log_normalizer: Tensor,
+    chunk_size: int | None = None,
+) -> Tensor:
+    r"""Sums the densities of all components at every datum, on the log scale.
+
+    .. math::
+        \ell_i = \log \sum_{j=1}^{M} \exp\{T_i \cdot \eta_j - A_j\}
+
+    Both passes are matrix products. Where :math:`N M` is large, an online logsumexp runs over
+    chunks of components and the backward pass computes the responsibilities
+    :math:`w_{ij} = \exp\{T_i \cdot \eta_j - A_j - \ell_i\}` again, so that memory is
+    O(N x chunk). Second derivatives are supported.
+
+    :param torch.Tensor statistics: sufficient statistics :math:`T`, of shape ``[N, F]``.
+    :param torch.Tensor natural: natural parameters :math:`\eta`, of shape ``[M, F]``.
+    :param torch.Tensor log_normalizer: log normalisers :math:`A`, of shape ``[M]``.
+    :param int chunk_size: components per chunk; by default one chunk while the pairs fit in
+        memory, else as many as make four million pairs.
+    :return: a tensor of shape ``[N]``.
+    :raises ValueError: if the shapes disagree or ``chunk_size`` is not positive.
+
+    Example::
+
+        >>> x, psi = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [1.0], [2.0]])
+        >>> log_mixture(x, psi, 0.5 * psi.square().sum(-1)).shape
+        torch.Size([2])
+    """
+    if statistics.dim() != 2 or natural.dim() != 2 or statistics.shape[1] != natural.shape[1]:
+        raise ValueError(
+            "`statistics` and `natural` must have shapes [N, F] and [M, F], were "
+            f"{tuple(statistics.shape)} and {tuple(natural.shape)}"
+        )
+    if log_normalizer.shape != natural.shape[:1]:
+        raise ValueError(
+            f"`log_normalizer` must have shape [M] = {tuple(natural.shape[:1])}, was "
+            f"{tuple(log_normalizer.shape)}"
+        )
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"`chunk_size` must be a positive integer, was {chunk_size}")
+    num_data, num_components = len(statistics), len(natural)
+    if chunk_size is None:
+        if num_data * num_components <= _KEPT_PAIRS:
+            chunk_size = num_components
+        else:
+            chunk_size = max(1, _STREAMED_PAIRS // max(1, num_data))
+    log_sum, _, _ = _LogMixture.apply(statistics, natural, log_normalizer, chunk_size)
+    return log_sum
+
+
+class _LogMixture(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        statistics: Tensor, natural: Tensor, log_normalizer: Tensor, chunk_size: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        best = statistics.new_full((len(statistics),), -torch.inf)
+        total = torch.zeros_like(best)
+        scores = statistics.new_empty(0)
+        chunks = zip(natural.split(chunk_size), log_normalizer.split(chunk_size), strict=True)
+        for eta, a in chunks:
+            scores = torch.addmm(-a, statistics, eta.mT)
+            new_best = torch.maximum(best, scores.amax(-1))
+            total *= (best - new_best).exp()
+            # In place and unnormalised: two passes fewer than a softmax.
+            total += scores.sub_(new_best.unsqueeze(-1)).exp_().sum(-1)
+            best = new_best
+        kept = scores if chunk_size >= len(natural) else statistics.new_empty(0)
+        return best + total.log(), kept, total
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:  # noqa: ANN401
+        statistics, natural, log_normalizer, ctx.chunk_size = inputs
+        log_sum, kept, total = output
+        ctx.mark_non_differentiable(kept, total)
+        ctx.save_for_backward(statistics, natural, log_normalizer, log_sum, kept, total)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        statistics, natural, log_normalizer, log_sum, kept, total = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: differentiable operations only
+            weights = torch.softmax(statistics @ natural.mT - log_normalizer, -1)
+            return (*_gradients(ctx, weights, statistics, natural, grad), None)
+        if kept.numel():
+            return (*_gradients(ctx, kept, statistics, natural, grad / total), None)
+        for_statistics = torch.zeros_like(statistics) if ctx.needs_input_grad[0] else None
+        for_natural, for_normalizer = [], []
+        chunks = zip(
+            natural.split(ctx.chunk_size), log_normalizer.split(ctx.chunk_size), strict=True
+        )
+        for eta, a in chunks:
+            weights = torch.addmm(-a, statistics, eta.mT).sub_(log_sum.unsqueeze(-1)).exp_()
+            of_statistics, of_natural, of_normalizer = _gradients(
+                ctx, weights, statistics, eta, grad
+            )
+            if for_statistics is not None:
+                for_statistics += of_statistics
+            for_natural.append(of_natural)
+            for_normalizer.append(of_normalizer)
+        if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
+            return for_statistics, None, None, None
+        return for_statistics, torch.cat(for_natural), torch.cat(for_normalizer), None
+
+
+def _gradients(
+    ctx: Any,  # noqa: ANN401
+    weights: Tensor,
+    statistics: Tensor,
+    natural: Tensor,
+    grad: Tensor,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The two products of the backward pass, for weights that sum to grad's denominator."""
+    column = grad.unsqueeze(-1)
+    for_statistics = column * (weights @ natural) if ctx.needs_input_grad[0] else None
+    if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
+        return for_statistics, None, None
+    if statistics.shape[-1] > _NARROW:
+        return for_statistics, weights.mT @ (column * statistics), -(grad @ weights)
+    # [F + 1, N] @ [N, M]: the weights, by far the largest factor, are read as they lie.
+    both = torch.cat([column * statistics, column], -1).mT @ weights
+    return for_statistics, both[:-1].mT.contiguous(), -both[-1]

@@ -1,0 +1,486 @@
+"""An explicit conditional mixed over an implicit law, as an ordinary distribution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions import Independent, TorchDistribution
+from pyro.distributions.score_parts import ScoreParts
+from pyro.distributions.util import sum_rightmost
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+from torch.utils.checkpoint import checkpoint
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from pyro_sig.distributions.components import (
+    check_positive,
+    mixture_moments,
+    mixture_support,
+    run_conditional,
+)
+from pyro_sig.distributions.fixed_mixture import FixedMixture
+from pyro_sig.distributions.pairwise import mixture_log_prob
+from pyro_sig.distributions.score_term import leave_one_out_surrogate
+
+__all__ = ["SemiImplicit"]
+
+
+class _Origin(NamedTuple):
+    """How a value was drawn: the psi behind it, and the conditional there."""
+
+    psi: Tensor
+    conditional: Distribution
+
+
+class _Memory:
+    """What one object has drawn; kept by the value, so that any number of sites can share it."""
+
+    def __init__(self) -> None:
+        self.origins = WeakTensorKeyDictionary()
+        self.scored = WeakTensorKeyDictionary()  # values scored by log_prob, psi_0 included
+        self.last: Tensor | None = None
+
+    def remember(self, value: Tensor, origin: _Origin) -> None:
+        self.origins[value] = origin
+        self.last = value.detach()
+
+
+class _Draws:
+    """The fresh psi and their conditional, shared by all expansions of one object."""
+
+    def __init__(self) -> None:
+        self.psi: Tensor | None = None
+        self.components: Distribution | None = None
+
+    def clear(self, *_: Tensor) -> None:
+        self.psi = self.components = None
+
+
+class _Automatic:
+    """Default of ``psi_0``: whatever is remembered for the value."""
+
+    def __repr__(self) -> str:
+        return "automatic"
+
+
+_AUTOMATIC = _Automatic()
+
+
+class _IndependentRows(Independent):
+    """Keeps the score term of the mixing, which Pyro's own class would leave out."""
+
+    def score_parts(self, value: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:  # noqa: ANN401
+        parts = self.base_dist.score_parts(value, *args, **kwargs)
+        n = self.reinterpreted_batch_ndims
+        return ScoreParts(*(sum_rightmost(x, n) if isinstance(x, Tensor) else x for x in parts))
+
+
+class SemiImplicit(TorchDistribution):
+    r"""Mixes an explicit conditional over a law that only needs to be sampled.
+
+    .. math::
+        p(x) = \int p(x \mid \psi)\, p(\psi)\, d\psi, \qquad
+        \log \hat p_K(x) = \log \frac{1}{K} \sum_{k=1}^{K} p(x \mid \psi_k)
+
+    ``log_prob`` falls on the side that is valid where it stands:
+
+    * a value drawn here keeps the :math:`\psi_0` that made it, and is scored by the K fresh psi
+      *and* :math:`\psi_0`. At a guide's site this is the semi-implicit variational bound, and the
+      importance weight is unbiased;
+    * any other value, such as an observation or a latent under a semi-implicit prior, meets fresh
+      psi only: in expectation a lower bound of :math:`\log p(x)` that tightens as K grows.
+
+    The K psi are drawn and the conditional is run when the object is built, so build it inside
+    the model or guide: parameters first touched in the conditional are then captured.
+
+    :param mixing: the law of psi: any distribution, in particular
+        :class:`~pyro_sig.distributions.Implicit`. Its batch shape is this one's: an amortised
+        mixing of batch shape ``[N]`` gives each row its own K psi. A mixing without ``rsample``
+        gets a score-function gradient, with a leave-one-out baseline.
+    :param callable conditional: psi of shape ``[*, *mixing.event_shape]`` -> distribution of
+        batch shape ``[*]``, continuous or discrete.
+    :param int num_mixing: number K of fresh psi in ``log_prob``.
+    :param bool share_draws: whether all rows meet the same fresh psi. Right, and much faster, for
+        sums of logs (SVI). Where the joint density of several rows is one number (importance
+        weights, PSIS, ``RenyiELBO``), pass False: every row then has its own.
+    :param int chunk_size: draw and score this many psi at a time and compute each chunk again
+        in the backward pass, so that ``num_mixing`` may exceed memory.
+    :raises ValueError: for ``num_mixing < 1`` or a conditional of another batch shape; from
+        ``log_prob`` for a value outside shape or support.
+
+    References: M. Yin and M. Zhou (2018), "Semi-Implicit Generative Model", eq. 3 and 6;
+    M. Yin and M. Zhou (2018), "Semi-Implicit Variational Inference", eq. 9.
+
+    Example::
+
+        >>> import pyro.distributions as dist
+        >>> from pyro_sig.distributions import Implicit
+        >>> noise = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        >>> mixing = Implicit(torch.nn.Linear(2, 3), noise, event_shape=3)
+        >>> p = SemiImplicit(mixing, lambda psi: dist.Normal(psi, 0.1).to_event(1), num_mixing=50)
+        >>> p.log_prob(torch.zeros(7, 3)).shape
+        torch.Size([7])
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+
+    def __init__(
+        self,
+        mixing: Distribution,
+        conditional: Callable[[Tensor], Distribution],
+        num_mixing: int,
+        share_draws: bool = True,
+        chunk_size: int | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        if not isinstance(mixing, Distribution):
+            raise ValueError(f"`mixing` must be a Distribution, was {type(mixing).__name__}")
+        if not callable(conditional):
+            raise ValueError(
+                f"`conditional` must be a callable psi -> Distribution, was "
+                f"{type(conditional).__name__}"
+            )
+        check_positive("num_mixing", num_mixing)
+        if chunk_size is not None:
+            check_positive("chunk_size", chunk_size)
+        self.mixing = mixing
+        self.conditional = conditional
+        self.num_mixing = num_mixing
+        self.share_draws = share_draws
+        self.chunk_size = chunk_size
+        self._draws = _Draws()
+        self._lineage = (_Memory(),)
+        first = min(num_mixing, chunk_size or num_mixing) if share_draws else 1
+        psi, components = self._draw(mixing, (first,))
+        if share_draws:
+            self._draws.psi, self._draws.components = psi, components
+        self._support = mixture_support(components)
+        self.has_rsample = mixing.has_rsample and components.has_rsample
+        super().__init__(mixing.batch_shape, components.event_shape, validate_args=validate_args)
+
+    # ------------------------------------------------------------------------------- psi and shapes
+
+    def _draw(self, mixing: Distribution, shape: tuple[int, ...]) -> tuple[Tensor, Distribution]:
+        psi = mixing.rsample(shape) if mixing.has_rsample else mixing.sample(shape)
+        return psi, run_conditional(self.conditional, psi, len(mixing.event_shape))
+
+    def _fresh(self) -> tuple[Tensor, Distribution]:
+        """The shared draws of this object; drawn anew after a backward pass freed their graph."""
+        draws = self._draws
+        if draws.psi is None or draws.components is None:
+            size = min(self.num_mixing, self.chunk_size or self.num_mixing)
+            draws.psi, draws.components = self._draw(self.mixing, (size,))
+        return draws.psi, draws.components
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        """Support of the conditional, as far as all psi share it."""
+        return self._support
+
+    @property
+    def mean(self) -> Tensor:
+        """Monte Carlo mean over the fresh psi."""
+        return mixture_moments(self._fresh()[1])[0].expand(self.batch_shape + self.event_shape)
+
+    @property
+    def variance(self) -> Tensor:
+        """Monte Carlo variance over the fresh psi, by the law of total variance."""
+        return mixture_moments(self._fresh()[1])[1].expand(self.batch_shape + self.event_shape)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> SemiImplicit:  # noqa: ANN401
+        """Returns the same law with another batch shape; the fresh psi are shared with it.
+
+        :param batch_shape: the desired batch shape.
+        :return: a distribution that also knows the values drawn from this one.
+        """
+        new = self._get_checked_instance(SemiImplicit, _instance)
+        for name, x in vars(self).items():
+            if name not in ("_batch_shape", "_event_shape", "_lineage"):
+                setattr(new, name, x)
+        # A child knows what its parent drew, siblings do not know each other's: one object can
+        # be guide and prior of the same plate.
+        new._lineage = (_Memory(), *self._lineage)
+        batch_shape = torch.Size(batch_shape)
+        torch.broadcast_shapes(self.batch_shape, batch_shape)
+        super(SemiImplicit, new).__init__(batch_shape, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Draws hold graph tensors, which can be neither copied nor pickled.
+        return {**vars(self), "_draws": _Draws(), "_lineage": (_Memory(),)}
+
+    # ------------------------------------------------------------------------------------- sampling
+
+    def _sample(self, sample_shape: Sequence[int], method: str) -> Tensor:
+        mixing = self.mixing
+        if mixing.batch_shape != self.batch_shape:
+            mixing = mixing.expand(self.batch_shape)
+        psi, conditional = self._draw(mixing, tuple(sample_shape))
+        value = getattr(conditional, method)()
+        self._lineage[0].remember(value, _Origin(psi, conditional))
+        return value
+
+    def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        """Draws psi, then a value, with a gradient through both.
+
+        :param sample_shape: shape of independent draws to the left of the batch shape.
+        :return: a tensor of shape ``[*sample_shape, *batch_shape, *event_shape]``.
+        :raises NotImplementedError: if mixing or conditional cannot be reparameterised.
+        """
+        if not self.has_rsample:
+            raise NotImplementedError("`mixing` and `conditional` must both have rsample; use sample")
+        return self._sample(sample_shape, "rsample")
+
+    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        """Draws psi, then a value, without a gradient; shapes as :meth:`rsample`."""
+        return self._sample(sample_shape, "sample")
+
+    def psi(self, value: Tensor) -> Tensor:
+        r"""Returns the :math:`\psi_0` behind a value that was drawn here.
+
+        :param torch.Tensor value: a tensor returned by ``sample`` or ``rsample`` (that tensor, not
+            a copy).
+        :return: a tensor of shape ``[*sample_shape, *batch_shape, *mixing.event_shape]``.
+        :raises ValueError: if the value was not drawn from this distribution.
+        """
+        origin = self._origin(value)
+        if origin is None:
+            raise ValueError(
+                "`value` must be a tensor drawn from this distribution (not a copy, a slice or a "
+                f"detached alias), was another tensor of shape {tuple(value.shape)}"
+            )
+        return origin.psi
+
+    def _origin(self, value: Tensor) -> _Origin | None:
+        for memory in self._lineage:
+            origin = memory.origins.get(value)
+            if origin is not None:
+                return origin
+        return None
+
+    # -------------------------------------------------------------------------------------- scoring
+
+    def log_prob(self, value: Tensor, psi_0: Tensor | None | _Automatic = _AUTOMATIC) -> Tensor:
+        r"""Estimates the log-density by the mixture over K fresh psi, and :math:`\psi_0` if known.
+
+        :param torch.Tensor value: of shape ``[*, *batch_shape, *event_shape]``.
+        :param psi_0: by default what is remembered for the value; None leaves it out (lower
+            bound); a tensor of shape ``[*, *batch_shape, *mixing.event_shape]`` includes it.
+        :return: a tensor of the value's batch shape.
+        :raises ValueError: for a value of wrong shape or outside the support; and, with
+            validation on, for a copy of a drawn value, whose psi_0 is lost.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        if isinstance(psi_0, _Automatic):
+            origin = self._remembered(value)
+            if origin is not None:
+                self._lineage[0].scored[value] = True
+        elif psi_0 is None:
+            origin = None
+        else:
+            conditional = run_conditional(self.conditional, psi_0, len(self.mixing.event_shape))
+            origin = _Origin(psi_0, conditional)
+        return self._estimate(value, origin)[0]
+
+    def log_prob_bounds(
+        self, value: Tensor, psi_0: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        r"""Bounds the log-density from below and, where :math:`\psi_0` is known, from above.
+
+        .. math::
+            \mathbb{E} \log \frac{1}{K} \sum_{k \ge 1} p(x \mid \psi_k) \le \log p(x), \qquad
+            \mathbb{E} \log \frac{1}{K + 1} \sum_{k \ge 0} p(x \mid \psi_k) \ge
+            \mathbb{E} \log p(x)
+
+        The upper one holds on average over values drawn together with their psi_0.
+
+        :param torch.Tensor value: of shape ``[*, *batch_shape, *event_shape]``.
+        :param torch.Tensor psi_0: the psi behind the value, if it is not remembered.
+        :return: lower bound, and upper bound or None.
+        """
+        lower = self.log_prob(value, psi_0=None)
+        if psi_0 is None:
+            origin = self._origin(value)
+            return lower, None if origin is None else self._estimate(value, origin)[0]
+        return lower, self.log_prob(value, psi_0=psi_0)
+
+    def score_parts(self, value: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:  # noqa: ANN401
+        """Splits the log-density for Pyro's gradient estimators, at a guide's site.
+
+        :raises ValueError: with validation on, if the model scored the same value by this very
+            object: as a prior it must not count psi_0, and cannot tell that it is one.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+            if value in self._lineage[0].scored:
+                raise ValueError(
+                    "one SemiImplicit object must not be both guide and prior of a value: give "
+                    "the prior its own object, or prior.expand(prior.batch_shape)"
+                )
+        # The K + 1 psi and the value have joint density prod_k p(psi_k) x mean_k p(x | psi_k).
+        log_prob, log_mixing = self._estimate(value, self._remembered(value), score_term=False)
+        if self.has_rsample:
+            return ScoreParts(log_prob, 0, log_prob)
+        return ScoreParts(log_prob, log_prob + log_mixing, 0)
+
+    def to_event(self, reinterpreted_batch_ndims: int | None = None) -> Distribution:
+        """Makes rightmost batch dimensions event dimensions: a product of independent rows.
+
+        :param int reinterpreted_batch_ndims: how many, by default all.
+        :return: an independent distribution of fewer batch dimensions.
+        """
+        independent = super().to_event(reinterpreted_batch_ndims)
+        if isinstance(independent, Independent):
+            independent.__class__ = _IndependentRows
+        return independent
+
+    def _remembered(self, value: Tensor) -> _Origin | None:
+        origin = self._origin(value)
+        if origin is None and self._validate_args:
+            self._refuse_copies(value)
+        return origin
+
+    def _estimate(
+        self, value: Tensor, origin: _Origin | None, score_term: bool = True
+    ) -> tuple[Tensor, Tensor | float]:
+        """Log of the mean density, and the log-density of the psi where these lack rsample."""
+        log_mixing: Tensor | float = 0.0
+        if self.mixing.has_rsample:
+            log_sum = self._log_sum(value)
+        else:
+            if self.chunk_size is not None:
+                raise ValueError(
+                    "`chunk_size` must be None where `mixing` has no rsample: the score term needs "
+                    f"all psi at once; was {self.chunk_size}"
+                )
+            psi, scores, dim = self._all_scores(value)
+            log_psi = self.mixing.log_prob(psi)
+            log_mixing = log_psi.sum(dim)
+            if origin is None and score_term:
+                log_sum = leave_one_out_surrogate(scores, log_psi, dim)
+            else:
+                log_sum = scores.logsumexp(dim)
+        if origin is None:
+            log_prob = log_sum - math.log(self.num_mixing)
+        else:
+            own = origin.conditional.log_prob(value)
+            log_prob = torch.logaddexp(log_sum, own) - math.log1p(self.num_mixing)
+            if not self.mixing.has_rsample:
+                log_mixing = log_mixing + self.mixing.log_prob(origin.psi)
+        shape = torch.broadcast_shapes(log_prob.shape, self.batch_shape)
+        if log_prob.requires_grad and self.share_draws:
+            log_prob.register_hook(self._draws.clear)  # the graph is gone: draw anew next time
+        return log_prob.expand(shape), log_mixing
+
+    def _log_sum(self, value: Tensor) -> Tensor:
+        if self.share_draws:
+            psi, components = self._fresh()
+            parts = [mixture_log_prob(components, value)]
+            left = self.num_mixing - len(psi)
+
+            def chunk(value: Tensor, size: int) -> Tensor:
+                return mixture_log_prob(self._draw(self.mixing, (size,))[1], value)
+
+        else:
+            parts, left = [], self.num_mixing
+            mixing, shape = self._own_mixing(value)
+
+            def chunk(value: Tensor, size: int) -> Tensor:
+                components = self._draw(mixing, (size, *shape))[1]
+                return components.log_prob(value).logsumexp(0)
+
+            if self.chunk_size is None:
+                return chunk(value, left)
+        while left > 0:
+            size = min(left, self.chunk_size or left)
+            parts.append(checkpoint(chunk, value, size, use_reentrant=False))
+            left -= size
+        return torch.stack(parts).logsumexp(0) if len(parts) > 1 else parts[0]
+
+    def _own_mixing(self, value: Tensor) -> tuple[Distribution, torch.Size]:
+        """Mixing and sample shape that give every row of the value its own psi."""
+        rows = torch.broadcast_shapes(
+            value.shape[: value.dim() - len(self.event_shape)], self.batch_shape
+        )
+        extra = len(rows) - len(self.batch_shape)
+        return self.mixing.expand(rows[extra:]), rows[:extra]
+
+    def _all_scores(self, value: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Psi, the log-densities under each of them, and the dimension that counts them."""
+        if not self.share_draws:
+            mixing, shape = self._own_mixing(value)
+            psi, components = self._draw(mixing, (self.num_mixing, *shape))
+            return psi, components.log_prob(value), 0
+        psi, components = self._fresh()
+        rows = value.shape[: value.dim() - len(self.event_shape)]
+        value = value.expand(torch.broadcast_shapes(rows, self.batch_shape) + self.event_shape)
+        dim = -1 - len(self.mixing.batch_shape)
+        return psi, components.log_prob(value.unsqueeze(dim - len(self.event_shape))), dim
+
+    def to_mixture(self, num_mixing: int | None = None) -> FixedMixture:
+        r"""Freezes psi, for a ``log_prob`` that is deterministic (NUTS needs one).
+
+        :param int num_mixing: number of psi, by default this distribution's.
+        :return: a mixture over psi drawn now, without a gradient to the mixing.
+        :raises ValueError: for ``num_mixing < 1``.
+        """
+        num_mixing = self.num_mixing if num_mixing is None else num_mixing
+        check_positive("num_mixing", num_mixing)
+        with torch.no_grad():
+            psi = self.mixing.sample((num_mixing,))
+            mixture = FixedMixture(
+                psi,
+                self.conditional,
+                len(self.mixing.event_shape),
+                self.chunk_size,
+                validate_args=self._validate_args,
+            )
+        return mixture.expand(self.batch_shape)
+
+    # ----------------------------------------------------------------------------------- validation
+
+    def _validate_sample(self, value: Tensor) -> None:
+        if not isinstance(value, Tensor):
+            raise ValueError(f"`value` must be a tensor, was {type(value).__name__}")
+        event = value.shape[max(0, value.dim() - len(self.event_shape)) :]
+        if event != self.event_shape:
+            raise ValueError(
+                f"`value` must end in event_shape {tuple(self.event_shape)}, was of shape "
+                f"{tuple(value.shape)}"
+            )
+        try:
+            torch.broadcast_shapes(value.shape[: value.dim() - len(event)], self.batch_shape)
+        except RuntimeError:
+            raise ValueError(
+                f"`value` must have leading dimensions that broadcast with batch_shape "
+                f"{tuple(self.batch_shape)}, was of shape {tuple(value.shape)}"
+            ) from None
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError("`value` must be finite, was NaN or infinite in some entries")
+        inside = self._support.check(value)
+        if not inside.all():
+            raise ValueError(
+                f"`value` must lie in the conditional's support {self._support}, was "
+                f"{value[~inside].flatten()[:3].tolist()} in some entries"
+            )
+
+    def _refuse_copies(self, value: Tensor) -> None:
+        """A detached alias of a drawn value has lost its psi_0: neither reading would be right."""
+        for memory in self._lineage:
+            last = memory.last
+            if last is None or last.shape != value.shape or last.dtype != value.dtype:
+                continue
+            same = last.data_ptr() == value.data_ptr()
+            if not same and not self._support.is_discrete:
+                same = torch.equal(last, value)
+            if same and last.numel():
+                raise ValueError(
+                    "`value` must be the drawn tensor itself, was a copy of it (`detach` or `clone`) "
+                    "that has lost its psi_0; pass log_prob(value, psi_0=...) with the psi_0 of "
+                    "`.psi(drawn)`, or psi_0=None for the lower bound without it"
+                )

@@ -1,0 +1,6 @@
+"""Objectives and loops that train programs with implicit parts."""
+
+from pyro_sig.infer.sig_elbo import SIG_ELBO
+from pyro_sig.infer.train import History, NonFiniteLossError, StopTraining, train
+
+__all__ = ["SIG_ELBO", "History", "NonFiniteLossError", "StopTraining", "train"]

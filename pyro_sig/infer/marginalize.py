@@ -1,0 +1,197 @@
+"""Marginalises implicit sites: one enumerated index over joint atoms for each plate context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import Distribution, Independent, constraints
+
+from pyro_sig.distributions import Implicit, Terms, pairwise_terms
+from pyro_sig.distributions.components import check_positive
+
+__all__ = ["MarginalizeImplicit", "implicit_of"]
+
+
+def implicit_of(fn: Any) -> Implicit | None:  # noqa: ANN401 - a site's fn may be anything
+    """Finds the implicit distribution of a sample site, through ``Independent``."""
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    return fn if isinstance(fn, Implicit) else None
+
+
+class Atoms(TorchDistribution):
+    """Stands in for an implicit site whose atoms are chosen by an enumerated index.
+
+    Its log-density is zero: the index carries the weight 1 / M.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Atoms:  # noqa: ANN401
+        return Atoms(torch.Size(batch_shape), self.event_shape, validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return value.new_zeros(()).expand(self.batch_shape)
+
+
+class PairwiseEmission(TorchDistribution):
+    """Stands in for an observed site that was expanded to [M, N]: scores it by a matrix product."""
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+
+    def __init__(
+        self,
+        emission: Distribution,
+        terms: Terms,
+        inner_shape: torch.Size,
+        batch_shape: Sequence[int],
+    ) -> None:
+        self.emission = emission
+        self.terms = terms
+        self.inner_shape = inner_shape
+        super().__init__(torch.Size(batch_shape), emission.event_shape, validate_args=False)
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        return self.emission.support
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> PairwiseEmission:  # noqa: ANN401
+        return PairwiseEmission(self.emission, self.terms, self.inner_shape, batch_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self.emission._validate_args:
+            self.emission._validate_sample(value)
+        statistics, carrier, natural, log_normalizer = self.terms
+        # One column per datum: the enumerated index is on the left in the program.
+        scores = torch.addmm((-log_normalizer).unsqueeze(-1), natural, statistics.mT) + carrier
+        return scores.reshape(self.inner_shape).expand(self.batch_shape)
+
+
+class MarginalizeImplicit(Messenger):
+    """Turns every implicit site into M atoms under an enumerated index.
+
+    Sites in the same plate context share one index: their atoms are joint draws. Observed sites
+    that depend on nothing but indices are scored by a matrix product where a form exists; the
+    others are left alone, and ``broadcast_sites`` says why.
+
+    :param int num_mixing: number M of atoms.
+    :param int max_plate_nesting: dimensions that belong to plates; indices lie to the left.
+    :param bool enumerate_index: add the index sites; if False, atoms stand alone at dimension
+        ``-1 - max_plate_nesting``, for a caller who reduces that dimension.
+    """
+
+    def __init__(
+        self, num_mixing: int, max_plate_nesting: float, enumerate_index: bool = True
+    ) -> None:
+        super().__init__()
+        self.num_mixing = num_mixing
+        self.max_plate_nesting = max_plate_nesting
+        self.enumerate_index = enumerate_index
+        self.implicit_sites: dict[str, str] = {}
+        self.broadcast_sites: dict[str, str] = {}
+        self.atoms: dict[str, tuple[Tensor, int]] = {}
+        self._indices: dict[tuple, tuple[int, Tensor, str]] = {}
+
+    def __enter__(self) -> MarginalizeImplicit:
+        self.implicit_sites.clear()
+        self.broadcast_sites.clear()
+        self.atoms.clear()
+        self._indices.clear()
+        return super().__enter__()
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["is_observed"]:
+            if self.max_plate_nesting < float("inf"):
+                self._score_by_product(msg)
+        elif implicit_of(msg["fn"]) is not None and msg["value"] is None:
+            self._place_atoms(msg)
+
+    # ----------------------------------------------------------------------------------- atoms
+
+    def _place_atoms(self, msg: dict[str, Any]) -> None:
+        name, fn = msg["name"], msg["fn"]
+        implicit = implicit_of(fn)
+        assert implicit is not None
+        own = implicit.own_batch_shape
+        self._refuse_chains(msg, own)
+        num_mixing = msg["infer"].get("num_mixing", self.num_mixing)
+        check_positive(f"num_mixing` at site `{name}", num_mixing)
+        psi = implicit.expand(own).rsample((num_mixing,))
+        dim = self._enumerated_dim(msg, psi, len(implicit.batch_shape))
+        if dim is None:  # a run without enumeration, such as the search for plates
+            psi = implicit.rsample()
+        else:  # draws at the index's dimension, plates in their own: [M, 1, .., 1, *own, *event]
+            psi = psi.reshape(psi.shape[:1] + (1,) * (-dim - 1 - len(own)) + psi.shape[1:])
+            self.atoms[name] = psi, len(fn.event_shape)
+        msg["fn"] = Atoms(fn.batch_shape, fn.event_shape, validate_args=False)
+        msg["value"] = psi
+        msg["is_observed"] = True  # nothing is left to infer: no guide site is missed
+
+    def _refuse_chains(self, msg: dict[str, Any], own: torch.Size) -> None:
+        if self.max_plate_nesting < float("inf"):
+            left = own[: max(0, len(own) - int(self.max_plate_nesting))]
+            if any(size > 1 for size in left):
+                raise ValueError(
+                    f"implicit site '{msg['name']}' depends on another enumerated site (`inputs` "
+                    f"have batch shape {tuple(own)}): marginalising a chain would take M x M draws. "
+                    "Draw the chain jointly, by one Implicit whose transform returns all of it"
+                )
+        if msg["infer"].get("_markov_scope") is not None:
+            raise ValueError(
+                f"implicit site '{msg['name']}' must not stand inside pyro.markov, which needs an "
+                "index of its own at every step; use a sequential pyro.plate or draw the steps "
+                "jointly"
+            )
+
+    def _enumerated_dim(self, msg: dict[str, Any], psi: Tensor, num_plates: int) -> int | None:
+        """Dimension of the index of this plate context; creates its site at the first call."""
+        name, num_mixing = msg["name"], len(psi)
+        if not self.enumerate_index:
+            self.implicit_sites[name] = ""
+            return -1 - int(self.max_plate_nesting)
+        # A sequential plate counts its iterations: each is a context of its own.
+        context = tuple(sorted((f.name, f.counter) for f in msg["cond_indep_stack"]))
+        if context not in self._indices:
+            label = ", ".join(f"{plate}:{step}" if step else plate for plate, step in context)
+            uniform = dist.Categorical(logits=psi.new_zeros(num_mixing))
+            index_name = f"mixing_index[{label}]"
+            index = pyro.sample(index_name, uniform, infer={"enumerate": "parallel"})
+            self._indices[context] = (num_mixing, index, index_name)
+        size, index, index_name = self._indices[context]
+        if size != num_mixing:
+            raise ValueError(
+                f"`num_mixing` at site '{name}' must be {size}, as at the other implicit sites of "
+                f"its plates, which share joint draws; was {num_mixing}"
+            )
+        self.implicit_sites[name] = index_name
+        return -index.dim() if index.dim() > num_plates else None
+
+    # -------------------------------------------------------------------------------- emissions
+
+    def _score_by_product(self, msg: dict[str, Any]) -> None:
+        name, fn, value = msg["name"], msg["fn"], msg["value"]
+        if not isinstance(fn, TorchDistributionMixin) or not isinstance(value, Tensor):
+            return
+        num_plates = int(self.max_plate_nesting)
+        component_dims = len(fn.batch_shape) - num_plates
+        if component_dims < 1 or fn.batch_shape[:component_dims].numel() == 1:
+            return  # depends on no index
+        shape = fn.batch_shape[component_dims:] + fn.event_shape
+        rows = value.expand(shape).reshape(-1, *fn.event_shape)
+        terms = pairwise_terms(fn, rows, component_dims)
+        if isinstance(terms, Terms):
+            msg["fn"] = PairwiseEmission(fn, terms, fn.batch_shape, fn.batch_shape)
+        else:
+            self.broadcast_sites[name] = terms

@@ -1,0 +1,461 @@
+"""The training loop for anything that has a ``step``."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import pyro
+import torch
+from pyro.infer import SVI
+from pyro.nn import PyroModule
+from pyro.optim import PyroOptim
+from pyro.optim.lr_scheduler import PyroLRScheduler
+from torch import Tensor, nn
+
+__all__ = ["History", "NonFiniteLossError", "StopTraining", "train"]
+
+# Weight of the newest loss in the smoothed one of the progress bar.
+_SMOOTHING = 0.05
+
+# How many parameters an error message lists.
+_MAX_LISTED = 8
+
+
+class Stepper(Protocol):
+    """Anything that takes one training step, :class:`pyro.infer.SVI` included."""
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """Takes one step and returns its loss, or several as a tuple or a dict."""
+
+
+class StopTraining(Exception):
+    """Raised by a callback to end training; :func:`train` then returns as usual."""
+
+
+class NonFiniteLossError(ValueError):
+    """A loss was NaN or infinite.
+
+    :param step: the number of the step, counted from 0.
+    :param name: the name of the loss in the history.
+    :param value: the loss.
+    :param history: the history up to and including this step.
+    """
+
+    def __init__(self, step: int, name: str, value: float, history: History) -> None:
+        super().__init__(
+            f"`inference` must return finite losses, but {name!r} was {value} at step {step}. "
+            "Common causes are a learning rate that is too high, a scale that went to zero, and "
+            "data outside of the support."
+        )
+        self.step = step
+        self.name = name
+        self.value = value
+        self.history = history
+
+
+class History(Mapping[str, list[float]]):
+    """The losses of a run by name, as read-only mapping.
+
+    A step that returns one number has the name ``"loss"``; a tuple has ``"loss_0"``, ``"loss_1"``,
+    ...; a dict has its own keys. A name that a step does not report is NaN there, so that every
+    list has one entry per step.
+
+    :ivar num_steps: steps taken.
+    :ivar seconds: wall-clock time of the run, in seconds.
+    :ivar stopped: whether a callback ended the run early.
+    """
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+        self.seconds = 0.0
+        self.stopped = False
+        self._losses: dict[str, list[float]] = {}
+
+    def __getitem__(self, name: str) -> list[float]:
+        return self._losses[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._losses)
+
+    def __len__(self) -> int:
+        return len(self._losses)
+
+    def __repr__(self) -> str:
+        last = ", ".join(f"{name}={values[-1]:.4g}" for name, values in self.items())
+        return f"History(num_steps={self.num_steps}, {last})"
+
+    def append(self, losses: Mapping[str, float]) -> None:
+        """Adds the losses of one step.
+
+        :param losses: losses by name.
+        """
+        for name in losses:
+            self._losses.setdefault(name, [math.nan] * self.num_steps)
+        for name, values in self._losses.items():
+            values.append(losses.get(name, math.nan))
+        self.num_steps += 1
+
+
+def train(
+    inference: Stepper,
+    batches: Any,
+    num_steps: int,
+    *,
+    callbacks: Iterable[Callable[[int, Any, Any], object]] = (),
+    progress: bool = True,
+    check_training: bool = True,
+) -> History:
+    r"""Trains by calling ``inference.step`` on one batch after another.
+
+    .. math::
+        \ell_t = \texttt{inference.step}(\text{batch}_t), \qquad t = 0, \dots, T - 1.
+
+    The learning-rate schedule of an :class:`~pyro.infer.SVI` (a
+    :class:`~pyro.optim.lr_scheduler.PyroLRScheduler`) advances after every step; any other
+    inference object advances its own.
+
+    After the first step, a network or Pyro parameter that took part in it without being in any
+    optimiser of ``inference`` raises, because it would never train. Optimisers are looked for
+    among the attributes of ``inference``, in lists and dicts there, and in attributes that
+    themselves have a ``step``. A network counts if it ran with gradients enabled and has
+    parameters that require them. Switch the check off for a program that chooses its networks at
+    random, or that keeps parameters fixed by :func:`pyro.poutine.block`.
+
+    :param inference: an object with ``step(*args, **kwargs)`` that returns a float, or a tuple or
+        dict of floats.
+    :param batches: the arguments of every step: a tensor (one argument), a tuple (positional
+        arguments) or a dict (keyword arguments) is used at every step as it is. A callable is
+        given the step number and returns one of these. Any other iterable, such as a
+        :class:`~torch.utils.data.DataLoader`, yields one batch for each step, where a list is
+        taken for a tuple, and is begun again when it is exhausted.
+    :param num_steps: the number :math:`T` of steps.
+    :param callbacks: functions called in turn as ``callback(step, loss, inference)`` after each
+        step, with the step number counted from 0 and what the step returned. Raising
+        :class:`StopTraining` ends the run; what they return is ignored.
+    :param progress: show a bar with the smoothed loss and the learning rate.
+    :param check_training: look for what does not train, as said above.
+    :return: the losses of all steps.
+    :raises NonFiniteLossError: (a ``ValueError``) at the first loss that is NaN or infinite.
+    :raises ValueError: if an argument is not as described, if a one-shot iterator is exhausted,
+        if a step does not return numbers, or if something does not train.
+    :raises KeyboardInterrupt: when interrupted; like any other exception from a step, it carries
+        the losses so far as its attribute ``history``.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> def model(data):
+        ...     loc = pyro.param("loc", torch.tensor(0.0))
+        ...     with pyro.plate("row", len(data)):
+        ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=data)
+        >>> svi = SVI(model, lambda data: None, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+        >>> history = train(svi, torch.ones(4), num_steps=100, progress=False)
+        >>> len(history["loss"]), history["loss"][-1] < history["loss"][0]
+        (100, True)
+    """
+    if not callable(getattr(inference, "step", None)):
+        raise ValueError(
+            f"`inference` must have a method `step`, but was {type(inference).__name__}."
+        )
+    if isinstance(num_steps, bool) or not (isinstance(num_steps, int) and num_steps >= 0):
+        raise ValueError(f"`num_steps` must be zero or a positive integer, but was {num_steps!r}.")
+    callbacks = _check_callbacks(callbacks)
+
+    history = History()
+    arguments = _arguments(batches)
+    meter = _ProgressBar(num_steps) if progress else _NoProgress()
+    start = time.perf_counter()
+    try:
+        for step in range(num_steps):
+            args, kwargs = arguments(step)
+            if step == 0 and check_training:
+                with _Watch() as watch:
+                    result = inference.step(*args, **kwargs)
+            else:
+                watch = None
+                result = inference.step(*args, **kwargs)
+            losses = _as_losses(result, step)
+            history.append(losses)
+            for name, value in losses.items():
+                if not math.isfinite(value):
+                    raise NonFiniteLossError(step, name, value, history)
+            if watch is not None:
+                watch.check(inference)
+            _advance_schedule(inference, losses)
+            meter.update(losses, inference)
+            for callback in callbacks:
+                callback(step, result, inference)
+    except StopTraining:
+        history.stopped = True
+    except BaseException as error:
+        error.history = history  # type: ignore[attr-defined]
+        raise
+    finally:
+        history.seconds = time.perf_counter() - start
+        meter.close()
+    return history
+
+
+def _check_callbacks(callbacks: Any) -> list[Callable[[int, Any, Any], object]]:
+    given: list[Any] = list(callbacks) if isinstance(callbacks, Iterable) else [None]
+    if not all(callable(callback) for callback in given):
+        raise ValueError(f"`callbacks` must be an iterable of callables, but was {callbacks!r}.")
+    return given
+
+
+# ----------------------------------------------------------------------------------- the arguments
+
+_Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def _as_arguments(batch: Any) -> _Arguments:
+    if isinstance(batch, (tuple, list)):
+        return tuple(batch), {}
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    return (batch,), {}
+
+
+def _arguments(batches: Any) -> Callable[[int], _Arguments]:
+    """Turns ``batches`` into a function from the step number to that step's arguments."""
+    if isinstance(batches, (Tensor, np.ndarray, tuple, Mapping)):
+        fixed = _as_arguments(batches)
+        return lambda step: fixed
+    if hasattr(batches, "__iter__") and not isinstance(batches, (str, bytes)):
+        return _Cycle(batches)
+    if callable(batches):
+        return lambda step: _as_arguments(batches(step))
+    raise ValueError(
+        "`batches` must be a tensor, a tuple or dict of arguments, an iterable of batches or a "
+        f"callable of the step number, but was {type(batches).__name__}."
+    )
+
+
+class _Cycle:
+    """Goes through an iterable again and again."""
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self._batches = batches
+        self._iterator = iter(batches)
+
+    def __call__(self, step: int) -> _Arguments:
+        for _ in range(2):
+            try:
+                return _as_arguments(next(self._iterator))
+            except StopIteration:
+                again = iter(self._batches)
+                if again is self._iterator:
+                    raise ValueError(
+                        f"`batches` must yield a batch for every step, but was an iterator that "
+                        f"was exhausted at step {step}. Pass the iterable that it came from, "
+                        "which can be begun again."
+                    ) from None
+                self._iterator = again
+        raise ValueError(f"`batches` must yield a batch, but was empty at step {step}.")
+
+
+# -------------------------------------------------------------------------------------- the losses
+
+
+def _as_losses(result: Any, step: int) -> dict[str, float]:
+    if isinstance(result, Mapping):
+        named = {str(name): value for name, value in result.items()}
+    elif isinstance(result, (tuple, list)):
+        named = {f"loss_{i}": value for i, value in enumerate(result)}
+    else:
+        named = {"loss": result}
+    try:
+        return {name: float(value) for name, value in named.items()}
+    except (TypeError, ValueError, RuntimeError):  # the last by a tensor of several elements
+        raise ValueError(
+            "`inference.step` must return a float, or a tuple or dict of floats, "
+            f"but returned {result!r} at step {step}."
+        ) from None
+
+
+def _advance_schedule(inference: Any, losses: dict[str, float]) -> None:
+    optim = getattr(inference, "optim", None)
+    if not (isinstance(inference, SVI) and isinstance(optim, PyroLRScheduler)):
+        return
+    if optim.pt_scheduler_constructor is torch.optim.lr_scheduler.ReduceLROnPlateau:
+        optim.step(sum(losses.values()))  # the one schedule that looks at the loss
+    else:
+        optim.step()
+
+
+class _NoProgress:
+    def update(self, losses: dict[str, float], inference: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _ProgressBar(_NoProgress):
+    def __init__(self, num_steps: int) -> None:
+        from tqdm.auto import tqdm
+
+        self._bar = tqdm(total=num_steps)
+        self._smoothed: dict[str, float] = {}
+
+    def update(self, losses: dict[str, float], inference: Any) -> None:
+        for name, value in losses.items():
+            before = self._smoothed.get(name, value)
+            self._smoothed[name] = before + _SMOOTHING * (value - before)
+        shown = {name: f"{value:.4g}" for name, value in self._smoothed.items()}
+        rate = _learning_rate(inference)
+        if rate is not None:
+            shown["lr"] = f"{rate:.2e}"
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update()
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+# --------------------------------------------------------------------------------- what is trained
+
+
+def _optimizers(holder: Any, depth: int = 3) -> Iterator[torch.optim.Optimizer | PyroOptim]:
+    """The optimisers held by an object, a container, or an attribute that has a ``step``."""
+    if isinstance(holder, (torch.optim.Optimizer, PyroOptim)):
+        yield holder
+    elif isinstance(holder, torch.optim.lr_scheduler.LRScheduler):
+        yield holder.optimizer
+    elif depth > 0 and not isinstance(holder, Tensor):
+        held: Iterable[Any] = ()
+        if isinstance(holder, Mapping):
+            held = holder.values()
+        elif isinstance(holder, (list, tuple)):
+            held = holder
+        elif callable(getattr(holder, "step", None)):
+            held = getattr(holder, "__dict__", {}).values()
+        for item in list(held):
+            yield from _optimizers(item, depth - 1)
+
+
+def _optimized(inference: Any) -> set[int] | None:
+    """Identities of the tensors that some optimiser holds; None without any optimiser."""
+    found: set[int] | None = None
+    for optimizer in _optimizers(inference):
+        found = set() if found is None else found
+        if isinstance(optimizer, PyroOptim):
+            found.update(id(param) for param in optimizer.optim_objs)
+        else:
+            found.update(id(p) for group in optimizer.param_groups for p in group["params"])
+    return found
+
+
+def _learning_rate(inference: Any) -> float | None:
+    for optimizer in _optimizers(inference):
+        held: Any = optimizer
+        if isinstance(optimizer, PyroOptim):
+            held = next(iter(optimizer.optim_objs.values()), None)
+            held = getattr(held, "optimizer", held)  # a scheduler wraps its optimiser
+        if held is not None:
+            return float(held.param_groups[0]["lr"])
+    return None
+
+
+def _gradients(store: Any) -> dict[str, tuple[Tensor | None, int]]:
+    """Every stored parameter's gradient and its version, which grows when it is added to."""
+    grads = {name: param.grad for name, param in store._params.items()}
+    return {name: (grad, 0 if grad is None else grad._version) for name, grad in grads.items()}
+
+
+class _Watch:
+    """Records which networks run and which Pyro parameters appear during one step."""
+
+    def __enter__(self) -> _Watch:
+        store = pyro.get_param_store()
+        self._before = _gradients(store)
+        self._ran: dict[tuple[int, str], tuple[nn.Module, str, Tensor]] = {}
+        self._handle = nn.modules.module.register_module_forward_hook(self._record)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+    def _record(self, module: nn.Module, inputs: object, output: object) -> None:
+        if not torch.is_grad_enabled():
+            return
+        for name, param in module._parameters.items():
+            # A tensor computed from others (torch.func.functional_call) only passes through.
+            if param is not None and param.requires_grad and param.is_leaf:
+                self._ran[id(module), name] = (module, name, param)
+
+    def check(self, inference: Any) -> None:
+        """Raises if something took part in the step and is in no optimiser."""
+        optimized = _optimized(inference)
+        if optimized is None:  # nothing to compare with: the optimiser is out of sight
+            return
+        store = pyro.get_param_store()
+        stored_names = {id(param): name for name, param in store._params.items()}
+        lines: dict[int, str] = {}
+        for module, name, param in self._ran.values():
+            # Pyro may have put the stored tensor into the module since.
+            current = module._parameters.get(name)
+            if id(param) in optimized or current is None or id(current) in optimized:
+                continue
+            # A PyroModule registers what the program reads, so its other parameters are unused.
+            if isinstance(module, PyroModule) and optimized and param.grad is None:
+                continue
+            stored = stored_names.get(id(param))
+            also = f", in the param store as {stored!r}" if stored is not None else ""
+            lines[id(param)] = f"`{name}` {tuple(param.shape)} of a `{type(module).__name__}`{also}"
+        for name, (grad, version) in _gradients(store).items():
+            param = store._params[name]
+            if name in self._before:
+                before, version_before = self._before[name]
+                touched = grad is not before or version != version_before
+            else:
+                touched = True
+            if touched and id(param) not in optimized and id(param) not in lines:
+                lines[id(param)] = f"the Pyro parameter {name!r} {tuple(param.shape)}"
+        if lines:
+            raise ValueError(_describe(list(lines.values())))
+        if isinstance(inference, SVI):
+            self._check_gradients(inference)
+
+    def _check_gradients(self, inference: SVI) -> None:
+        """Raises if SVI captured parameters but no gradient came back to any of them."""
+        # After a step SVI sets gradients to zero, not to None: None has had no gradient.
+        params = [param for param in inference.optim.optim_objs if isinstance(param, Tensor)]
+        if params and all(param.grad is None for param in params):
+            store = pyro.get_param_store()
+            names = [
+                name for name, param in store._params.items() if any(param is p for p in params)
+            ]
+            raise ValueError(
+                "`inference` must compute a gradient in its step, but no parameter had one: "
+                f"{', '.join(names[:_MAX_LISTED])}. An ELBO does not go backward unless the model "
+                "or guide reads a parameter while it runs: touch one in the program, not only in "
+                "a `log_prob`. `check_training=False` switches this check off."
+            )
+
+
+def _describe(lines: list[str]) -> str:
+    listed = lines[:_MAX_LISTED]
+    if len(lines) > _MAX_LISTED:
+        listed.append(f"and {len(lines) - _MAX_LISTED} more")
+    return (
+        "`inference` must hold every parameter that takes part in its step in an optimiser, but "
+        "these would never train:\n"
+        + "".join(f"  - {line}\n" for line in listed)
+        + "SVI trains what the model or guide reads while it runs. Missing are\n"
+        "  - a network that is neither an attribute of a PyroModule nor registered: make it one, "
+        "or call `pyro.module(name, network)` in the model or guide;\n"
+        "  - a network or `pyro.param` first touched after the program has ended, as in the "
+        "`log_prob` of an observed site: touch it in the program;\n"
+        "  - a `pyro.param` read, or a distribution built, outside of the program: move it "
+        "inside;\n"
+        "  - a network registered under a name that the param store already gives to another one: "
+        "call `pyro.clear_param_store()` or choose another name.\n"
+        "What is meant to stay fixed: `requires_grad_(False)`, or `torch.no_grad()` around it. "
+        "`check_training=False` switches this check off."
+    )
