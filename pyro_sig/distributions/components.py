@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
-import torch
+from pyro.distributions import constraints as pyro_constraints
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-__all__ = ["check_positive", "mixture_moments", "mixture_support", "run_conditional"]
+__all__ = [
+    "check_positive",
+    "component_log_prob",
+    "mixture_moments",
+    "mixture_support",
+    "run_conditional",
+]
 
 
 def check_positive(name: str, size: Any) -> None:  # noqa: ANN401 - whatever a caller passed
@@ -23,7 +31,7 @@ def check_positive(name: str, size: Any) -> None:  # noqa: ANN401 - whatever a c
 
         >>> check_positive("num_mixing", 10)
     """
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+    if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
         raise ValueError(f"`{name}` must be a positive integer, was {size!r}")
 
 
@@ -87,13 +95,61 @@ def _unbatched(constraint: Any) -> Any:  # noqa: ANN401 - torch's constraints ar
     if isinstance(constraint, constraints.independent):
         base = _unbatched(constraint.base_constraint)
         return constraints.independent(base, constraint.reinterpreted_batch_ndims)
-    bounds = {k: v for k, v in vars(constraint).items() if isinstance(v, Tensor) and v.dim()}
+    bounds = _bounds(constraint)
     if not bounds:
         return constraint
-    if any((v != v.flatten()[0]).any() for v in bounds.values()):
-        return constraints.integer if constraint.is_discrete else constraints.real
+    if _varies(constraint):
+        return pyro_constraints.integer if constraint.is_discrete else constraints.real
     new = object.__new__(type(constraint))
     new.__dict__.update(vars(constraint), **{k: v.flatten()[0] for k, v in bounds.items()})
+    return new
+
+
+def _bounds(constraint: Any) -> dict[str, Tensor]:  # noqa: ANN401
+    return {k: v for k, v in vars(constraint).items() if isinstance(v, Tensor) and v.dim()}
+
+
+def _varies(constraint: Any) -> bool:  # noqa: ANN401
+    if isinstance(constraint, constraints.independent):
+        return _varies(constraint.base_constraint)
+    return any(bool((v != v.flatten()[0]).any()) for v in _bounds(constraint).values())
+
+
+def component_log_prob(components: Distribution, value: Tensor) -> Tensor:
+    r"""Scores a value by broadcasting, with density 0 outside a component's own support.
+
+    With validation on, torch refuses a value that any one component excludes (a uniform whose
+    ends are psi), though other components of the mixture allow it; with validation off, some
+    distributions return a finite number there.
+
+    :param components: a distribution of batch shape ``[K, *batch_shape]``.
+    :param torch.Tensor value: of a shape that broadcasts with it.
+    :return: a tensor of the shape that ``components.log_prob`` returns.
+
+    Example::
+
+        >>> import pyro.distributions as dist
+        >>> import torch
+        >>> components = dist.Uniform(torch.zeros(2), torch.tensor([1.0, 2.0]))
+        >>> component_log_prob(components, torch.tensor(1.5)).exp()
+        tensor([0.0000, 0.5000])
+    """
+    try:
+        support = components.support
+    except NotImplementedError:
+        return components.log_prob(value)
+    if not _varies(support):
+        return components.log_prob(value)
+    outside = ~support.check(value)
+    return _without_validation(components).log_prob(value).masked_fill(outside, -math.inf)
+
+
+def _without_validation(d: Distribution) -> Distribution:
+    new = object.__new__(type(d))
+    new.__dict__.update(vars(d), _validate_args=False)
+    for name, x in vars(d).items():
+        if isinstance(x, Distribution):
+            new.__dict__[name] = _without_validation(x)
     return new
 
 

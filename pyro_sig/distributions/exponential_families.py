@@ -14,6 +14,7 @@ or a string that says why these parameters have no such form.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -34,14 +35,22 @@ def _stack(*features: Tensor) -> Tensor:
 
 
 def _finite(logits: Tensor) -> Tensor:
-    # 0 * -inf is NaN: an impossible category that did not occur must add nothing.
+    # 0 * -inf is NaN: an impossible category that did not occur must add nothing, nor must a
+    # datum on the boundary under a density that is flat there.
     return logits.clamp_min(torch.finfo(logits.dtype).min / 2**20)
 
 
-def _given(d: torch_dist.Distribution) -> dict[str, Tensor]:
+def _given(d: Any) -> dict[str, Tensor]:
     """Takes logits or probs as the user gave them: the other one is computed at full size."""
     raw = d._param
     return {"logits" if raw is d.__dict__.get("logits") else "probs": raw}
+
+
+def _logits(logits: Tensor | None, probs: Tensor | None, is_binary: bool = False) -> Tensor:
+    if logits is not None:
+        return logits
+    assert probs is not None
+    return probs_to_logits(probs, is_binary=is_binary)
 
 
 # ---------------------------------------------------------------------------- location and scale
@@ -125,12 +134,13 @@ def multivariate_normal(value: Tensor, loc: Tensor, scale_tril: Tensor) -> Terms
     torch_dist.Bernoulli, dist.Bernoulli, event_dims={"logits": 0, "probs": 0}, parameters=_given
 )
 def bernoulli(value: Tensor, logits: Tensor | None = None, probs: Tensor | None = None) -> Terms:
-    logits = _finite(probs_to_logits(probs, is_binary=True) if logits is None else logits)
+    logits = _finite(_logits(logits, probs, is_binary=True))
     return Terms(
         statistics=value.unsqueeze(-1),
         carrier=torch.zeros_like(value),
         natural=logits.unsqueeze(-1),
-        log_normalizer=softplus(logits),
+        # torch replaces log(1 + e^x) by x beyond a threshold: 20 is too low in double precision.
+        log_normalizer=softplus(logits, threshold=40.0),
     )
 
 
@@ -159,7 +169,7 @@ def negative_binomial(
 ) -> Terms | str:
     if len(total_count) > 1:
         return "a `total_count` that differs between components mixes with the datum in lgamma"
-    logits = probs_to_logits(probs, is_binary=True) if logits is None else logits
+    logits = _logits(logits, probs, is_binary=True)
     coefficient = (value + total_count).lgamma() - (value + 1).lgamma() - total_count.lgamma()
     return Terms(
         statistics=value.unsqueeze(-1),
@@ -170,8 +180,10 @@ def negative_binomial(
     )
 
 
-def _category_terms(statistics: Tensor, carrier: Tensor, logits, probs) -> Terms:
-    logits = _finite(probs_to_logits(probs) if logits is None else logits)
+def _category_terms(
+    statistics: Tensor, carrier: Tensor, logits: Tensor | None, probs: Tensor | None
+) -> Terms:
+    logits = _finite(_logits(logits, probs))
     # torch's own constructor normalises both forms.
     return Terms(statistics, carrier, logits, torch.zeros_like(logits[..., 0]))
 
@@ -183,9 +195,9 @@ def _category_terms(statistics: Tensor, carrier: Tensor, logits, probs) -> Terms
     parameters=_given,
 )
 def categorical(value: Tensor, logits: Tensor | None = None, probs: Tensor | None = None) -> Terms:
-    given = probs if logits is None else logits
-    statistics = one_hot(value.long(), given.shape[-1]).to(given.dtype)
-    return _category_terms(statistics, torch.zeros_like(statistics[..., 0]), logits, probs)
+    logits = _logits(logits, probs)
+    statistics = one_hot(value.long(), logits.shape[-1]).to(logits.dtype)
+    return _category_terms(statistics, torch.zeros_like(statistics[..., 0]), logits, None)
 
 
 def _inner_categorical_parameters(d: torch_dist.OneHotCategorical) -> dict[str, Tensor]:
@@ -225,11 +237,10 @@ def exponential(value: Tensor, rate: Tensor) -> Terms:
 
 @register_pairwise(torch_dist.Gamma, dist.Gamma, event_dims={"concentration": 0, "rate": 0})
 def gamma(value: Tensor, concentration: Tensor, rate: Tensor) -> Terms:
-    log_value = value.log()
     return Terms(
-        statistics=_stack(log_value, -value),
-        carrier=-log_value,
-        natural=_stack(concentration, rate),
+        statistics=_stack(_finite(value.log()), -value),
+        carrier=torch.zeros_like(value),
+        natural=_stack(concentration - 1, rate),
         log_normalizer=concentration.lgamma() - concentration * rate.log(),
     )
 
@@ -242,21 +253,19 @@ def _beta_parameters(d: torch_dist.Beta) -> dict[str, Tensor]:
     torch_dist.Beta, dist.Beta, event_dims={"concentrations": 1}, parameters=_beta_parameters
 )
 def beta(value: Tensor, concentrations: Tensor) -> Terms:
-    log_value, log_rest = value.log(), (-value).log1p()
     return Terms(
-        statistics=_stack(log_value, log_rest),
-        carrier=-log_value - log_rest,
-        natural=concentrations,
+        statistics=_stack(_finite(value.log()), _finite((-value).log1p())),
+        carrier=torch.zeros_like(value),
+        natural=concentrations - 1,
         log_normalizer=concentrations.lgamma().sum(-1) - concentrations.sum(-1).lgamma(),
     )
 
 
 @register_pairwise(torch_dist.Dirichlet, dist.Dirichlet, event_dims={"concentration": 1})
 def dirichlet(value: Tensor, concentration: Tensor) -> Terms:
-    log_value = value.log()
     return Terms(
-        statistics=log_value,
-        carrier=-log_value.sum(-1),
-        natural=concentration,
+        statistics=_finite(value.log()),
+        carrier=torch.zeros_like(value[..., 0]),
+        natural=concentration - 1,
         log_normalizer=concentration.lgamma().sum(-1) - concentration.sum(-1).lgamma(),
     )

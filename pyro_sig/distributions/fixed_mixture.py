@@ -98,6 +98,14 @@ class FixedMixture(TorchDistribution):
         new._validate_args = self._validate_args
         return new
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Graph tensors can be neither copied nor pickled: the copy runs its conditional itself.
+        return {**vars(self), "psi": self.psi.detach(), "components": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.components = run_conditional(self.conditional, self.psi, self.psi_event_dim)
+
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
         """Chooses an atom and draws from its component.
 
@@ -115,8 +123,8 @@ class FixedMixture(TorchDistribution):
                 else torch.zeros((), dtype=torch.long, device=self.psi.device)
                 for i, size in enumerate(own)
             ]
-            psi = self.psi[(index, *positions)]
-            return run_conditional(self.conditional, psi, len(event)).sample()
+            where = (index, *positions)
+            return run_conditional(self.conditional, self.psi[where], len(event)).sample()
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Scores a value by the exact mixture density.

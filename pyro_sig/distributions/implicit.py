@@ -13,6 +13,15 @@ from torch.distributions import Distribution, constraints
 __all__ = ["Implicit"]
 
 
+def _has_trainable(d: Distribution) -> bool:
+    """Looks for parameters with a gradient, also inside ``Independent`` and the like."""
+    return any(
+        _has_trainable(x) if isinstance(x, Distribution) else x.requires_grad
+        for x in vars(d).values()
+        if isinstance(x, (Distribution, Tensor))
+    )
+
+
 class Implicit(TorchDistribution):
     r"""Pushes noise forward through a transform; can be sampled, has no density.
 
@@ -66,9 +75,7 @@ class Implicit(TorchDistribution):
             raise ValueError(f"`transform` must be callable, was {type(transform).__name__}")
         if not isinstance(noise, Distribution):
             raise ValueError(f"`noise` must be a Distribution, was {type(noise).__name__}")
-        if not noise.has_rsample and any(
-            isinstance(x, Tensor) and x.requires_grad for x in vars(noise).values()
-        ):
+        if not noise.has_rsample and _has_trainable(noise):
             raise ValueError(
                 "`noise` must have rsample or parameters that need no gradient, was "
                 f"{type(noise).__name__} with trainable parameters, which would not train"
@@ -79,7 +86,8 @@ class Implicit(TorchDistribution):
             if not isinstance(x, Tensor) or x.dim() < inputs_event_dim:
                 was = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
                 raise ValueError(
-                    f"`inputs` must be tensors with at least {inputs_event_dim} dimensions, was {was}"
+                    f"`inputs` must be tensors with at least {inputs_event_dim} dimensions, "
+                    f"was {was}"
                 )
         self.transform = transform
         self.noise = noise

@@ -2,12 +2,13 @@ r"""The streaming logsumexp over all (datum, component) pairs of an exponential 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["log_mixture"]
+__all__ = ["full_precision", "log_mixture"]
 
 # Up to this many pairs the responsibilities are kept for the backward pass, beyond it they
 # are computed again, chunk by chunk: 2**24 pairs are 64 MiB in single precision.
@@ -39,7 +40,8 @@ def log_mixture(
     :param int chunk_size: components per chunk; by default one chunk while the pairs fit in
         memory, else as many as make four million pairs.
     :return: a tensor of shape ``[N]``.
-    :raises ValueError: if the shapes disagree or ``chunk_size`` is not positive.
+    :raises ValueError: if the shapes disagree, there is no component, or ``chunk_size`` is not
+        positive.
 
     Example::
 
@@ -52,6 +54,8 @@ def log_mixture(
             "`statistics` and `natural` must have shapes [N, F] and [M, F], were "
             f"{tuple(statistics.shape)} and {tuple(natural.shape)}"
         )
+    if len(natural) < 1:
+        raise ValueError("`natural` must have at least one row (component), had none")
     if log_normalizer.shape != natural.shape[:1]:
         raise ValueError(
             f"`log_normalizer` must have shape [M] = {tuple(natural.shape[:1])}, was "
@@ -65,8 +69,25 @@ def log_mixture(
             chunk_size = num_components
         else:
             chunk_size = max(1, _STREAMED_PAIRS // max(1, num_data))
-    log_sum, _, _ = _LogMixture.apply(statistics, natural, log_normalizer, chunk_size)
+    with full_precision(statistics.device):
+        log_sum, _, _ = _LogMixture.apply(statistics, natural, log_normalizer, chunk_size)
     return log_sum
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """Leaves autocast: scores in half precision would be off by whole units.
+
+    :param torch.device device: where the products are taken.
+    :return: a context manager.
+
+    Example::
+
+        >>> with full_precision(torch.device("cpu")):
+        ...     product = torch.ones(2, 2) @ torch.ones(2, 2)
+    """
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 class _LogMixture(torch.autograd.Function):
@@ -74,7 +95,8 @@ class _LogMixture(torch.autograd.Function):
     def forward(
         statistics: Tensor, natural: Tensor, log_normalizer: Tensor, chunk_size: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        best = statistics.new_full((len(statistics),), -torch.inf)
+        # The lowest number, not -inf: with -inf, a chunk without density would give inf - inf.
+        best = statistics.new_full((len(statistics),), torch.finfo(statistics.dtype).min)
         total = torch.zeros_like(best)
         scores = statistics.new_empty(0)
         chunks = zip(natural.split(chunk_size), log_normalizer.split(chunk_size), strict=True)
@@ -97,29 +119,34 @@ class _LogMixture(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        with full_precision(grad.device):
+            return (*_LogMixture._backward(ctx, grad), None)
+
+    @staticmethod
+    def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         statistics, natural, log_normalizer, log_sum, kept, total = ctx.saved_tensors
+        lowest = torch.finfo(log_sum.dtype).min  # a row without density has weights 0, not NaN
         if torch.is_grad_enabled():  # create_graph=True: differentiable operations only
-            weights = torch.softmax(statistics @ natural.mT - log_normalizer, -1)
-            return (*_gradients(ctx, weights, statistics, natural, grad), None)
+            scores = statistics @ natural.mT - log_normalizer
+            weights = (scores - scores.logsumexp(-1, keepdim=True).clamp_min(lowest)).exp()
+            return _gradients(ctx, weights, statistics, natural, grad)
         if kept.numel():
-            return (*_gradients(ctx, kept, statistics, natural, grad / total), None)
-        for_statistics = torch.zeros_like(statistics) if ctx.needs_input_grad[0] else None
-        for_natural, for_normalizer = [], []
+            return _gradients(ctx, kept, statistics, natural, grad / total.clamp_min(1))
+        log_sum = log_sum.clamp_min(lowest).unsqueeze(-1)
+        of_rows: Any = 0 if ctx.needs_input_grad[0] else None
+        of_components: list[Any] = []
         chunks = zip(
             natural.split(ctx.chunk_size), log_normalizer.split(ctx.chunk_size), strict=True
         )
         for eta, a in chunks:
-            weights = torch.addmm(-a, statistics, eta.mT).sub_(log_sum.unsqueeze(-1)).exp_()
-            of_statistics, of_natural, of_normalizer = _gradients(
-                ctx, weights, statistics, eta, grad
-            )
-            if for_statistics is not None:
-                for_statistics += of_statistics
-            for_natural.append(of_natural)
-            for_normalizer.append(of_normalizer)
+            weights = torch.addmm(-a, statistics, eta.mT).sub_(log_sum).exp_()
+            of_statistics, *others = _gradients(ctx, weights, statistics, eta, grad)
+            if of_statistics is not None:
+                of_rows += of_statistics
+            of_components.append(others)
         if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
-            return for_statistics, None, None, None
-        return for_statistics, torch.cat(for_natural), torch.cat(for_normalizer), None
+            return of_rows, None, None
+        return of_rows, *(torch.cat(parts) for parts in zip(*of_components, strict=True))
 
 
 def _gradients(

@@ -7,15 +7,18 @@ log-density separates into a datum's part times a parameter's part registers its
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.distributions as torch_dist
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pyro_sig.distributions.log_mixture import log_mixture
+from pyro_sig.distributions.components import component_log_prob
+from pyro_sig.distributions.log_mixture import full_precision, log_mixture
 
 __all__ = [
     "Terms",
@@ -56,6 +59,9 @@ class Terms(NamedTuple):
     log_normalizer: Tensor
 
 
+_AnyForm = TypeVar("_AnyForm", bound=Callable[..., Terms | str])
+
+
 class _Form(Protocol):
     def __call__(self, value: Tensor, **parameters: Tensor) -> Terms | str: ...
 
@@ -75,7 +81,7 @@ def register_pairwise(
     event_dims: Mapping[str, int],
     parameters: Callable[[Any], dict[str, Tensor]] | None = None,
     location: str | None = None,
-) -> Callable[[Callable[..., Terms | str]], Callable[..., Terms | str]]:
+) -> Callable[[_AnyForm], _AnyForm]:
     r"""Registers the pairwise form of one or more distribution classes, as a decorator.
 
     The decorated function takes a value of shape ``[N, R]`` (plus event dimensions) and the
@@ -107,7 +113,7 @@ def register_pairwise(
     def attributes(d: Any) -> dict[str, Tensor]:  # noqa: ANN401 - any distribution
         return {name: getattr(d, name) for name in event_dims}
 
-    def decorator(form: Callable[..., Terms | str]) -> Callable[..., Terms | str]:
+    def decorator(form: _AnyForm) -> _AnyForm:
         entry = _Entry(form, parameters or attributes, dict(event_dims), location)
         _REGISTRY.update(dict.fromkeys(classes, entry))
         return form
@@ -119,12 +125,15 @@ class _FirstSlice(torch.autograd.Function):
     """Takes slice 0:1 of expanded dimensions; spreads the gradient without a full-size copy."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dims: tuple[int, ...]) -> Tensor:  # noqa: ANN401
-        ctx.shape, ctx.copies = x.shape, 1
+    def forward(x: Tensor, dims: tuple[int, ...]) -> Tensor:
         for dim in dims:
-            ctx.copies *= x.shape[dim]
             x = x.narrow(dim, 0, 1)
         return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:  # noqa: ANN401
+        x, dims = inputs
+        ctx.shape, ctx.copies = x.shape, math.prod(x.shape[dim] for dim in dims)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
@@ -145,7 +154,8 @@ def _flatten(x: Tensor, num_batch: int, coordinates: torch.Size) -> Tensor:
     given = x.shape[num_batch : num_batch + num_coordinates]
     if any(size > 1 for size in given):
         x = x.expand(*x.shape[:num_batch], *coordinates, *event)
-    return x.reshape(x.shape[:num_batch].numel(), -1, *event)
+    given = x.shape[num_batch : num_batch + num_coordinates]
+    return x.reshape(x.shape[:num_batch].numel(), given.numel(), *event)
 
 
 def pairwise_terms(
@@ -157,6 +167,10 @@ def pairwise_terms(
 
     Where ``T . eta`` could lose more than 0.01 in a log-density to cancellation (data and
     parameters large against the scale), data and locations are centred in double precision.
+    Whether the value lies in the support is not checked.
+
+    A parameter that was expanded is read once, and its gradient is spread evenly over the
+    copies: right for the tensor that was expanded, whatever its copies are asked for.
 
     :param components: a distribution of batch shape ``[*M, 1, .., 1]``: the first
         ``component_dims`` batch dimensions index components, any others must be of size 1 or
@@ -164,6 +178,7 @@ def pairwise_terms(
     :param torch.Tensor value: data, of shape ``[N, *event_shape]``.
     :param int component_dims: how many batch dimensions index components; they are flattened.
     :return: terms with ``N`` rows and ``M`` components, or a string that says why there are none.
+    :raises ValueError: if the value does not end in the event shape.
 
     Example::
 
@@ -177,7 +192,14 @@ def pairwise_terms(
 def _terms_and_dtype(
     components: torch_dist.Distribution, value: Tensor, component_dims: int
 ) -> tuple[Terms | str, torch.dtype]:
-    base, num_coordinates = components, 0
+    event_shape = components.event_shape
+    if value.dim() < 1 or value.shape[1:] != event_shape:
+        raise ValueError(
+            f"`value` must have shape [N, *event_shape] with event_shape {tuple(event_shape)}, "
+            f"was {tuple(value.shape)}"
+        )
+    base: Any = components
+    num_coordinates = 0
     while isinstance(base, torch_dist.Independent):
         num_coordinates += base.reinterpreted_batch_ndims
         base = base.base_dist
@@ -200,10 +222,13 @@ def _terms_and_dtype(
             x = x.expand(*num_components, *x.shape[component_dims:])
         parameters[name] = _flatten(x, num_batch, coordinates)
 
-    dtype = next(iter(parameters.values())).dtype
+    dtype = functools.reduce(torch.promote_types, (x.dtype for x in parameters.values()))
     if value.is_floating_point():
         dtype = torch.promote_types(dtype, value.dtype)
-    value = value.reshape(len(value), -1, *value.shape[1 + num_coordinates :])
+    if not dtype.is_floating_point:
+        dtype = torch.get_default_dtype()
+    event = value.shape[1 + num_coordinates :]
+    value = value.reshape(len(value), value.shape[1 : 1 + num_coordinates].numel(), *event)
     working = torch.promote_types(dtype, torch.float32)
     terms = _separate(entry, parameters, value, num_components.numel(), working)
     if isinstance(terms, Terms) and _loses_digits(terms):
@@ -262,6 +287,8 @@ def pairwise_log_prob(
     :param torch.Tensor value: data, of shape ``[N, *event_shape]``.
     :param int component_dims: how many batch dimensions index components.
     :return: a tensor of shape ``[*M, N]``.
+    :raises ValueError: if the value does not end in the event shape, or the components differ
+        along other batch dimensions (without a registered form: have any of size above 1).
 
     Example::
 
@@ -273,12 +300,30 @@ def pairwise_log_prob(
     shape = components.batch_shape[:component_dims]
     terms, dtype = _terms_and_dtype(components, value, component_dims)
     if isinstance(terms, str):
-        rank = len(components.batch_shape)
-        log_prob = components.log_prob(value.reshape(len(value), *(1,) * rank, *value.shape[1:]))
-        return log_prob.reshape(len(value), *shape).movedim(0, -1)
-    scores = torch.addmm(-terms.log_normalizer, terms.statistics, terms.natural.mT)
+        rows = components.batch_shape[component_dims:]
+        if rows.numel() != 1:
+            raise ValueError(
+                f"`components` must have batch_shape [*M, 1, .., 1] with {component_dims} "
+                f"dimensions of M, was {tuple(components.batch_shape)}, and {terms}"
+            )
+        value = value.reshape(len(value), *(1,) * len(components.batch_shape), *value.shape[1:])
+        log_prob = _in_chunks(
+            lambda part: component_log_prob(components, part).reshape(len(part), *shape),
+            value,
+            components.batch_shape.numel() * components.event_shape.numel(),
+        )
+        return log_prob.movedim(0, -1)
+    with full_precision(value.device):
+        scores = torch.addmm(-terms.log_normalizer, terms.statistics, terms.natural.mT)
     scores = scores + terms.carrier.unsqueeze(-1)
     return scores.mT.reshape(*shape, len(value)).to(dtype)
+
+
+def _in_chunks(score: Callable[[Tensor], Tensor], value: Tensor, pairs_per_row: int) -> Tensor:
+    size = max(1, _BROADCAST_ELEMENTS // max(1, pairs_per_row))
+    if len(value) <= size:
+        return score(value)
+    return torch.cat([checkpoint(score, part, use_reentrant=False) for part in value.split(size)])
 
 
 def mixture_log_prob(
@@ -297,6 +342,7 @@ def mixture_log_prob(
     :param torch.Tensor value: data, of shape ``[*S, *B, *event_shape]`` (``B`` may broadcast).
     :param int chunk_size: components per chunk of the matrix product.
     :return: a tensor of shape ``[*S, *B]``.
+    :raises ValueError: if the value does not end in the event shape.
 
     Example::
 
@@ -309,21 +355,21 @@ def mixture_log_prob(
     own = components.batch_shape[1:]
     rows = value.shape[: value.dim() - len(event_shape)]
     rows = torch.broadcast_shapes(rows, own)
-    value = value.expand(rows + event_shape)
-    terms, dtype = _terms_and_dtype(components, value.reshape(-1, *event_shape), 1)
-    if isinstance(terms, Terms):
-        log_sum = log_mixture(
-            terms.statistics, terms.natural, terms.log_normalizer, chunk_size
+    if value.shape[value.dim() - len(event_shape) :] != event_shape:
+        raise ValueError(
+            f"`value` must end in event_shape {tuple(event_shape)}, was of shape "
+            f"{tuple(value.shape)}"
         )
+    value = value.expand(rows + event_shape)
+    flat = value.reshape(rows.numel(), *event_shape)
+    terms, dtype = _terms_and_dtype(components, flat, 1)
+    if isinstance(terms, Terms):
+        log_sum = log_mixture(terms.statistics, terms.natural, terms.log_normalizer, chunk_size)
         return (log_sum + terms.carrier).to(dtype).reshape(rows)
 
     def log_sum_of(values: Tensor) -> Tensor:
-        return components.log_prob(values.unsqueeze(1)).logsumexp(1)
+        return component_log_prob(components, values.unsqueeze(1)).logsumexp(1)
 
-    value = value.reshape(-1, *own, *event_shape)
+    value = value.reshape(rows[: len(rows) - len(own)].numel(), *own, *event_shape)
     pairs = components.batch_shape.numel() * event_shape.numel()
-    size = max(1, _BROADCAST_ELEMENTS // max(1, pairs))
-    if len(value) <= size:
-        return log_sum_of(value).reshape(rows)
-    parts = [checkpoint(log_sum_of, part, use_reentrant=False) for part in value.split(size)]
-    return torch.cat(parts).reshape(rows)
+    return _in_chunks(log_sum_of, value, pairs).reshape(rows)

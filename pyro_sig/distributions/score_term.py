@@ -52,4 +52,6 @@ def leave_one_out_surrogate(scores: Tensor, log_psi: Tensor, dim: int) -> Tensor
                 best & single, without_best, total + torch.log1p(-share.clamp(max=0.5))
             )
             advantage = total - without - math.log(size / (size - 1))
+        # Where only one psi allows the value, or none, E[L] = -inf has no gradient.
+        advantage = advantage.masked_fill(~advantage.isfinite(), 0.0)
     return log_sum + (advantage * (log_psi - log_psi.detach())).sum(dim)

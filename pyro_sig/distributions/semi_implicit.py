@@ -43,6 +43,9 @@ class _Memory:
         self.scored = WeakTensorKeyDictionary()  # values scored by log_prob, psi_0 included
         self.last: Tensor | None = None
 
+    def __reduce__(self) -> tuple[type, tuple]:
+        return _Memory, ()  # a copy has drawn nothing: draws hold graph tensors
+
     def remember(self, value: Tensor, origin: _Origin) -> None:
         self.origins[value] = origin
         self.last = value.detach()
@@ -54,6 +57,9 @@ class _Draws:
     def __init__(self) -> None:
         self.psi: Tensor | None = None
         self.components: Distribution | None = None
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return _Draws, ()
 
     def clear(self, *_: Tensor) -> None:
         self.psi = self.components = None
@@ -138,9 +144,9 @@ class SemiImplicit(TorchDistribution):
     ) -> None:
         if not isinstance(mixing, Distribution):
             raise ValueError(f"`mixing` must be a Distribution, was {type(mixing).__name__}")
-        if not callable(conditional):
+        if not callable(conditional) or isinstance(conditional, Distribution):
             raise ValueError(
-                f"`conditional` must be a callable psi -> Distribution, was "
+                "`conditional` must be a callable psi -> Distribution, was "
                 f"{type(conditional).__name__}"
             )
         check_positive("num_mixing", num_mixing)
@@ -208,10 +214,6 @@ class SemiImplicit(TorchDistribution):
         super(SemiImplicit, new).__init__(batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Draws hold graph tensors, which can be neither copied nor pickled.
-        return {**vars(self), "_draws": _Draws(), "_lineage": (_Memory(),)}
 
     # ------------------------------------------------------------------------------------- sampling
 

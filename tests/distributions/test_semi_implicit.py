@@ -1,0 +1,408 @@
+"""SemiImplicit as a distribution: closed-form marginals, bounds, shapes, memory, bad input."""
+
+import copy
+import math
+import pickle
+
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import stats
+from torch.distributions import constraints
+
+from pyro_sig.distributions import Implicit, SemiImplicit
+from pyro_sig.nn import MLP
+
+# Every statistical tolerance is 5 standard errors: it fails one run in 1.7 million.
+SIGMAS = 5.0
+
+
+def normal_normal(num_mixing=10, mixing_std=1.5, std=0.5, **kwargs):
+    mixing = dist.Normal(torch.tensor(1.0), mixing_std)
+    return SemiImplicit(mixing, lambda psi: dist.Normal(psi, std), num_mixing, **kwargs)
+
+
+def within(estimates, truth):
+    error = estimates.std() / math.sqrt(len(estimates))
+    return abs(estimates.mean() - truth) <= SIGMAS * error
+
+
+# ------------------------------------------------------------------------------ closed-form marginals
+
+
+@pytest.mark.parametrize("name", ["normal_normal", "gamma_poisson", "beta_binomial"])
+def test_log_prob_agrees_with_the_closed_form_marginal(name):
+    if name == "normal_normal":
+        p = normal_normal()
+        truth = dist.Normal(1.0, math.hypot(1.5, 0.5))
+        value = torch.linspace(-3, 5, 9)
+        log_truth = truth.log_prob(value)
+    elif name == "gamma_poisson":
+        mixing = dist.Gamma(torch.tensor(2.0), 0.5)
+        p = SemiImplicit(mixing, dist.Poisson, 10)
+        value = torch.arange(9.0)
+        log_truth = dist.GammaPoisson(2.0, 0.5).log_prob(value)
+    else:
+        mixing = dist.Beta(torch.tensor(2.0), 3.0)
+        p = SemiImplicit(mixing, lambda psi: dist.Binomial(8, psi), 10)
+        value = torch.arange(9.0)
+        log_truth = dist.BetaBinomial(2.0, 3.0, 8).log_prob(value)
+    # The mean density is unbiased: average it, and compare on the natural scale.
+    psi = p.mixing.sample((200_000,))
+    density = p.conditional(psi.unsqueeze(-1)).log_prob(value).exp()
+    assert within(density[:, 4], log_truth[4].exp())
+    fixed = p.to_mixture(200_000)
+    error = density.std(0) / math.sqrt(len(density)) / log_truth.exp()
+    assert ((fixed.log_prob(value) - log_truth).abs() <= SIGMAS * error + 1e-5).all()
+
+
+def test_fresh_draws_bound_from_below_and_psi_0_from_above():
+    torch.manual_seed(1)
+    p = normal_normal(num_mixing=3)
+    truth = dist.Normal(1.0, math.hypot(1.5, 0.5))
+    lower, upper = [], []
+    for _ in range(400):
+        q = normal_normal(num_mixing=3, share_draws=False)
+        value = q.rsample((50,))
+        low, up = q.log_prob_bounds(value)
+        lower.append((low - truth.log_prob(value)).mean())
+        upper.append((up - truth.log_prob(value)).mean())
+    lower, upper = torch.stack(lower), torch.stack(upper)
+    assert lower.mean() + SIGMAS * lower.std() / 20 < 0
+    assert upper.mean() - SIGMAS * upper.std() / 20 > 0
+    value = torch.zeros(4)
+    assert p.log_prob_bounds(value)[1] is None
+    low, up = p.log_prob_bounds(value, psi_0=torch.zeros(4))
+    assert torch.equal(up, p.log_prob(value, psi_0=torch.zeros(4)))
+    assert torch.equal(low, p.log_prob(value))
+
+
+def weights_of(
+    num_objects, rows, share_draws, psi_0="remembered", num_draws=1, mixing_std=0.5, per_row=False
+):
+    """p(z) / q(z) of the joint of all rows, where p is q's exact marginal; K = 3."""
+    target = dist.Normal(0.0, math.hypot(mixing_std, 0.5))
+    how = {} if psi_0 == "remembered" else {"psi_0": None}
+    weights = []
+    for _ in range(num_objects):
+        mixing = dist.Normal(torch.tensor(0.0), mixing_std)
+        q = SemiImplicit(mixing, lambda psi: dist.Normal(psi, 0.5), 3, share_draws=share_draws)
+        q = q.expand([rows])
+        z = q.rsample((num_draws,))
+        log_weights = target.log_prob(z) - q.log_prob(z, **how)
+        weights.append((log_weights if per_row else log_weights.sum(-1)).exp())
+    return torch.cat(weights)
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+def test_mean_importance_weight_is_one_with_own_draws(rows):
+    torch.manual_seed(2)
+    assert within(weights_of(20, rows, share_draws=False, num_draws=5000), 1.0)
+
+
+def test_the_weight_is_biased_without_psi_0():
+    torch.manual_seed(3)
+    weights = weights_of(10, 1, False, psi_0=None, num_draws=5000, mixing_std=0.25)
+    assert weights.mean() - SIGMAS * weights.std() / math.sqrt(len(weights)) > 1
+
+
+def test_shared_draws_bias_the_joint_weight_of_several_rows():
+    """Given the shared psi, rows are independent with mean weight g: the joint mean is E[g^N]."""
+    torch.manual_seed(3)
+    given_psi = weights_of(300, 20_000, share_draws=True, mixing_std=0.25, per_row=True)
+    given_psi = given_psi.reshape(300, -1)
+    g = given_psi.mean(-1)
+    assert within(g, 1.0)  # one row: no bias
+    # Where g varies beyond sampling error, E[g^N] > 1 for N > 1 by Jensen.
+    assert g.var() > 10 * (given_psi.var(-1) / given_psi.shape[-1]).mean()
+    own = weights_of(300, 1000, share_draws=False, mixing_std=0.25, per_row=True)
+    own = own.reshape(300, -1)
+    assert own.mean(-1).var() < 2 * (own.var(-1) / own.shape[-1]).mean()
+
+
+# ------------------------------------------------------------------------------------- shapes, psi
+
+
+def net_mixing(event_shape=3):
+    torch.manual_seed(0)
+    net = MLP(2, [8], event_shape)
+    return Implicit(net, dist.Normal(torch.zeros(2), 1.0).to_event(1), event_shape)
+
+
+def gaussian(psi):
+    return dist.Normal(psi, 0.3).to_event(1)
+
+
+@pytest.mark.parametrize("share_draws", [True, False])
+@pytest.mark.parametrize("chunk_size", [None, 4])
+@pytest.mark.parametrize("batch_shape", [(), (5,), (4, 5)])
+@pytest.mark.parametrize("sample_shape", [(), (6,), (2, 6)])
+def test_shapes(share_draws, chunk_size, batch_shape, sample_shape):
+    p = SemiImplicit(net_mixing(), gaussian, 10, share_draws, chunk_size).expand(batch_shape)
+    assert p.batch_shape == batch_shape and p.event_shape == (3,)
+    value = p.rsample(sample_shape)
+    assert value.shape == sample_shape + batch_shape + (3,)
+    assert p.log_prob(value).shape == sample_shape + batch_shape
+    assert p.psi(value).shape == sample_shape + batch_shape + (3,)
+    assert p.log_prob(value.detach() + 1).shape == sample_shape + batch_shape
+    assert p.mean.shape == p.variance.shape == batch_shape + (3,)
+
+
+def test_rows_of_one_draw_have_their_own_psi():
+    p = SemiImplicit(net_mixing(), gaussian, 10).expand([4])
+    psi = p.psi(p.sample())
+    assert len(psi.unique(dim=0)) == 4
+
+
+def test_amortised_mixing_gives_each_row_its_own_law():
+    x = torch.tensor([[-100.0], [0.0], [100.0]])
+    noise = dist.Normal(torch.zeros(1), 1.0).to_event(1)
+    mixing = Implicit(lambda eps, x: x + eps, noise, 1, inputs=x)
+    p = SemiImplicit(mixing, gaussian, 50)
+    assert p.batch_shape == (3,)
+    assert (p.log_prob(x) > -10).all()
+    assert (p.log_prob(x.flip(0))[[0, 2]] < -1000).all()
+    value = p.expand([7, 3]).rsample((2,))
+    assert value.shape == (2, 7, 3, 1)
+    assert p.expand([7, 3]).log_prob(value.detach() + 0.1).shape == (2, 7, 3)
+
+
+def test_expand_shares_draws_and_agrees():
+    p = SemiImplicit(net_mixing(), gaussian, 20)
+    value = torch.randn(5, 3)
+    assert torch.allclose(p.expand([5]).log_prob(value), p.log_prob(value))
+    assert torch.allclose(p.expand([1]).expand([5]).log_prob(value), p.log_prob(value))
+
+
+def test_to_event_and_mask():
+    p = SemiImplicit(net_mixing(), gaussian, 20).expand([5])
+    value = torch.randn(5, 3)
+    rows = p.log_prob(value)
+    assert torch.allclose(p.to_event(1).log_prob(value), rows.sum())
+    mask = torch.tensor([True, False, True, True, False])
+    assert torch.allclose(p.mask(mask).log_prob(value), rows * mask)
+    z = p.to_event(1).rsample()
+    assert p.to_event(1).log_prob(z).shape == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtype_follows_the_parameters(dtype):
+    net = MLP(2, [8], 3, dtype=dtype)
+    mixing = Implicit(net, dist.Normal(torch.zeros(2, dtype=dtype), 1.0).to_event(1), 3)
+    p = SemiImplicit(mixing, gaussian, 10)
+    value = p.rsample((4,))
+    assert value.dtype == dtype and p.log_prob(value).dtype == dtype
+
+
+def test_support_and_moments():
+    p = SemiImplicit(dist.Gamma(torch.tensor(3.0), 2.0), dist.Poisson, 10)
+    assert p.support is constraints.nonnegative_integer
+    assert p.support.is_discrete and not p.has_rsample
+    q = normal_normal(num_mixing=100_000)
+    assert abs(q.mean - 1.0) < SIGMAS * 1.5 / math.sqrt(100_000)
+    # Var of a sample variance of a normal: 2 sigma^4 / n.
+    assert abs(q.variance - 2.5) < SIGMAS * 1.5**2 * math.sqrt(2 / 100_000)
+
+
+# -------------------------------------------------------------------------------------------- memory
+
+
+def test_a_drawn_value_keeps_its_psi_0():
+    p = normal_normal(num_mixing=1, mixing_std=100.0)
+    z = p.rsample((5,))
+    # One fresh psi of a very wide law is far away: only psi_0 explains the value.
+    assert (p.log_prob(z) > -5).all()
+    assert (p.log_prob(z, psi_0=None) < -20).any()
+    assert torch.allclose(p.log_prob(z.clone(), psi_0=p.psi(z)), p.log_prob(z))
+
+
+def test_memory_survives_expansion_later_draws_and_two_sites():
+    p = normal_normal(num_mixing=1, mixing_std=1000.0)
+    first = p.rsample()
+    second = p.rsample((3,))
+    assert p.log_prob(first) > -5 and (p.log_prob(second) > -5).all()
+    assert (p.expand([3]).log_prob(second) > -5).all()
+    sibling_one, sibling_two = p.expand([3]), p.expand([3])
+    z = sibling_one.rsample()
+    assert (sibling_one.log_prob(z) > -5).all()
+    # One object as guide and prior of a plate: the prior's reading counts no psi_0.
+    assert (sibling_two.log_prob(z) < -20).any()
+
+
+def test_values_are_forgotten_with_the_value():
+    p = normal_normal()
+    z = p.rsample((3,))
+    assert len(p._lineage[0].origins) == 1
+    del z
+    assert len(p._lineage[0].origins) == 0
+
+
+def test_a_copy_of_a_drawn_value_raises():
+    p = normal_normal()
+    z = p.rsample((3,))
+    with pytest.raises(ValueError, match="copy of it .* lost its psi_0"):
+        p.log_prob(z.detach())
+    with pytest.raises(ValueError, match="copy of it"):
+        p.log_prob(z.clone())
+    with pytest.raises(ValueError, match="copy of it"):
+        p.expand([3]).log_prob(z.detach())
+    p.log_prob(z.detach(), psi_0=None)
+    p.log_prob(z.detach() + 1e-3)
+
+
+def test_psi_of_a_foreign_value_raises():
+    p = normal_normal()
+    with pytest.raises(ValueError, match="must be a tensor drawn from this distribution"):
+        p.psi(torch.zeros(()))
+
+
+def test_draws_are_renewed_after_a_backward_pass():
+    p = SemiImplicit(net_mixing(), gaussian, 10)
+    value = torch.zeros(2, 3)
+    first = p.log_prob(value)
+    assert torch.equal(first, p.log_prob(value))
+    first.sum().backward()
+    second = p.log_prob(value)  # the old graph is gone
+    assert not torch.equal(first, second)
+    second.sum().backward()
+
+
+class Likelihood(torch.nn.Module):
+    def forward(self, psi):
+        return gaussian(psi)
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))])
+def test_copies_and_pickles_without_draws(copier):
+    p = SemiImplicit(net_mixing(), Likelihood(), 10)
+    z = p.rsample((4,))
+    p.log_prob(z)
+    q = copier(p)
+    assert q.batch_shape == p.batch_shape and q.event_shape == p.event_shape
+    assert q.log_prob(torch.zeros(4, 3)).shape == (4,)
+    with pytest.raises(ValueError, match="must be a tensor drawn"):
+        q.psi(z)
+
+
+# ------------------------------------------------------------------------------------- gradients
+
+
+def test_gradient_against_finite_differences():
+    """Same psi draws by common random numbers; double precision."""
+    loc = torch.tensor([0.3, -0.2], dtype=torch.float64, requires_grad=True)
+    log_std = torch.tensor(-0.5, dtype=torch.float64, requires_grad=True)
+    value = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
+
+    def objective(loc, log_std, value):
+        torch.manual_seed(7)
+        mixing = dist.Normal(loc, 1.0).to_event(1)
+        p = SemiImplicit(mixing, lambda psi: dist.Normal(psi, log_std.exp()).to_event(1), 20)
+        return p.log_prob(value).sum()
+
+    assert torch.autograd.gradcheck(objective, (loc, log_std, value))
+    assert torch.autograd.gradgradcheck(objective, (loc, log_std, value))
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 20, 100])
+def test_chunks_give_the_same_value_and_gradient(chunk_size):
+    net = MLP(2, [8], 3).double()
+    noise = dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1)
+    value = torch.randn(4, 3, dtype=torch.float64)
+    p = SemiImplicit(Implicit(net, noise, 3), gaussian, 20, chunk_size=chunk_size)
+    torch.manual_seed(0)
+    p = SemiImplicit(Implicit(net, noise, 3), gaussian, 20, chunk_size=chunk_size)
+    total = p.log_prob(value).sum()
+    total.backward()
+    grads = [w.grad.clone() for w in net.parameters()]
+    net.zero_grad()
+    torch.manual_seed(0)
+    sizes = [min(chunk_size, 20 - i) for i in range(0, 20, chunk_size)]
+    eps = torch.cat([noise.sample((size,)) for size in sizes])
+    scores = gaussian(net(eps).unsqueeze(1)).log_prob(value)
+    direct = (scores.logsumexp(0) - math.log(20)).sum()
+    direct.backward()
+    assert torch.allclose(total, direct)
+    for grad, w in zip(grads, net.parameters(), strict=True):
+        assert torch.allclose(grad, w.grad)
+
+
+def test_discrete_mixing_gets_a_score_gradient():
+    """The gradient of the expected bound, against the exact one by enumerating all draws."""
+    logits = torch.tensor([0.2, -0.3, 0.5], dtype=torch.float64, requires_grad=True)
+    atoms = torch.tensor([-2.0, 0.0, 1.5], dtype=torch.float64)
+    value = torch.tensor([0.1, 1.0], dtype=torch.float64)
+    num_mixing = 2
+
+    def conditional(psi):
+        return dist.Normal(atoms[psi.long()], 0.7)
+
+    exact = 0.0
+    for i in range(3):
+        for j in range(3):
+            scores = dist.Normal(atoms[[i, j]].unsqueeze(-1), 0.7).log_prob(value)
+            bound = (scores.logsumexp(0) - math.log(num_mixing)).sum()
+            probs = logits.softmax(-1)
+            exact = exact + probs[i] * probs[j] * bound
+    (truth,) = torch.autograd.grad(exact, logits)
+    torch.manual_seed(4)
+    grads = []
+    for _ in range(4000):
+        p = SemiImplicit(dist.Categorical(logits=logits), conditional, num_mixing)
+        assert not p.has_rsample
+        grads.append(torch.autograd.grad(p.log_prob(value).sum(), logits)[0])
+    grads = torch.stack(grads)
+    error = grads.std(0) / math.sqrt(len(grads))
+    assert ((grads.mean(0) - truth).abs() <= SIGMAS * error).all()
+    assert (truth.abs() > 10 * error).any()  # the test could fail
+
+
+# ------------------------------------------------------------------------------------- two samples
+
+
+def test_samples_follow_the_marginal():
+    torch.manual_seed(5)
+    draws = normal_normal().sample((5000,))
+    truth = stats.norm(1.0, math.hypot(1.5, 0.5))
+    assert stats.kstest(draws.numpy(), truth.cdf).pvalue > 1e-6
+
+
+# ----------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("num_mixing", [0, -1, 2.5, None, True])
+def test_num_mixing_must_be_positive(num_mixing):
+    with pytest.raises(ValueError, match="`num_mixing` must be a positive integer, was"):
+        SemiImplicit(net_mixing(), gaussian, num_mixing)
+
+
+def test_bad_values_raise():
+    p = SemiImplicit(net_mixing(), gaussian, 10).expand([5])
+    with pytest.raises(ValueError, match=r"`value` must end in event_shape \(3,\), was of shape"):
+        p.log_prob(torch.zeros(5, 2))
+    with pytest.raises(ValueError, match=r"broadcast with batch_shape \(5,\), was of shape"):
+        p.log_prob(torch.zeros(4, 3))
+    with pytest.raises(ValueError, match="`value` must be finite, was NaN"):
+        p.log_prob(torch.full((5, 3), math.nan))
+    with pytest.raises(ValueError, match="`value` must be a tensor, was list"):
+        p.log_prob([1.0])
+    counts = SemiImplicit(dist.Gamma(torch.tensor(1.0), 1.0), dist.Poisson, 10)
+    with pytest.raises(ValueError, match=r"support .*, was \[-1.0\] in some entries"):
+        counts.log_prob(torch.tensor([1.0, -1.0]))
+
+
+def test_bad_parts_raise():
+    with pytest.raises(ValueError, match="`mixing` must be a Distribution, was MLP"):
+        SemiImplicit(MLP(1, [2], 1), gaussian, 5)
+    with pytest.raises(ValueError, match="`conditional` must be a callable"):
+        SemiImplicit(net_mixing(), dist.Normal(0.0, 1.0), 5)
+    with pytest.raises(ValueError, match="`conditional` must return a Distribution, was Tensor"):
+        SemiImplicit(net_mixing(), lambda psi: psi, 5)
+    with pytest.raises(ValueError, match=r"end the conditional with .to_event\(1\)"):
+        SemiImplicit(net_mixing(), lambda psi: dist.Normal(psi, 1.0), 5)
+    noise = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    with pytest.raises(ValueError, match=r"`transform` must return psi of shape \(5, 4\)"):
+        SemiImplicit(Implicit(MLP(2, [3], 3), noise, 4), gaussian, 5)
+    with pytest.raises(ValueError, match="`chunk_size` must be a positive integer, was 0"):
+        SemiImplicit(net_mixing(), gaussian, 5, chunk_size=0)
+    with pytest.raises(NotImplementedError, match="must both have rsample"):
+        SemiImplicit(dist.Gamma(torch.tensor(1.0), 1.0), dist.Poisson, 5).rsample()
