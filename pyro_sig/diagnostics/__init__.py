@@ -3,6 +3,7 @@
 Everything here takes samples, programs and distributions; nothing here trains.
 """
 
+from pyro_sig.diagnostics.importance import log_importance_weights
 from pyro_sig.diagnostics.inference_data import draws_to_inference_data, to_inference_data
 from pyro_sig.diagnostics.mode_coverage import ModeCoverage, mode_coverage
 from pyro_sig.diagnostics.two_sample import TwoSampleTest, energy_distance, energy_test
@@ -13,6 +14,7 @@ __all__ = [
     "draws_to_inference_data",
     "energy_distance",
     "energy_test",
+    "log_importance_weights",
     "mode_coverage",
     "to_inference_data",
 ]

@@ -135,7 +135,7 @@ def component_log_prob(components: Distribution, value: Tensor) -> Tensor:
         tensor([0.0000, 0.5000])
     """
     try:
-        support = components.support
+        support: Any = components.support
     except NotImplementedError:
         return components.log_prob(value)
     if not _varies(support):

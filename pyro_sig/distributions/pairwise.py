@@ -370,6 +370,12 @@ def mixture_log_prob(
     def log_sum_of(values: Tensor) -> Tensor:
         return component_log_prob(components, values.unsqueeze(1)).logsumexp(1)
 
-    value = value.reshape(rows[: len(rows) - len(own)].numel(), *own, *event_shape)
+    # Rows first, then the dimensions along which the components differ.
+    sizes = (1,) * (len(rows) - len(own)) + own
+    order = sorted(range(len(rows)), key=lambda dim: sizes[dim] != 1)
+    value = value.permute(*order, *range(len(rows), value.dim()))
+    num_rows = math.prod(rows[dim] for dim in order if sizes[dim] == 1)
+    value = value.reshape(num_rows, *own, *event_shape)
     pairs = components.batch_shape.numel() * event_shape.numel()
-    return _in_chunks(log_sum_of, value, pairs).reshape(rows)
+    log_sum = _in_chunks(log_sum_of, value, pairs).reshape([rows[dim] for dim in order])
+    return log_sum.movedim(tuple(range(len(rows))), tuple(order))
