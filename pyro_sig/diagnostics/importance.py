@@ -49,7 +49,8 @@ def log_importance_weights(
 
         >>> import pyro, pyro.distributions as dist
         >>> def model():
-        ...     pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=torch.tensor(0.5))
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(0.5))
         >>> def guide():
         ...     pyro.sample("z", dist.Normal(0.25, 0.5**0.5))  # the exact posterior
         >>> log_importance_weights(model, guide, num_samples=2)

@@ -85,8 +85,9 @@ def full_precision(device: torch.device) -> AbstractContextManager:
         >>> with full_precision(torch.device("cpu")):
         ...     product = torch.ones(2, 2) @ torch.ones(2, 2)
     """
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
     return nullcontext()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pyro.distributions import Independent, TorchDistribution
@@ -13,7 +13,6 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.utils.checkpoint import checkpoint
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyro_sig.distributions.components import (
     check_positive,
@@ -22,33 +21,11 @@ from pyro_sig.distributions.components import (
     run_conditional,
 )
 from pyro_sig.distributions.fixed_mixture import FixedMixture
+from pyro_sig.distributions.lineage import Lineage, Origin
 from pyro_sig.distributions.pairwise import mixture_log_prob
 from pyro_sig.distributions.score_term import leave_one_out_surrogate
 
 __all__ = ["SemiImplicit"]
-
-
-class _Origin(NamedTuple):
-    """How a value was drawn: the psi behind it, and the conditional there."""
-
-    psi: Tensor
-    conditional: Distribution
-
-
-class _Memory:
-    """What one object has drawn; kept by the value, so that any number of sites can share it."""
-
-    def __init__(self) -> None:
-        self.origins = WeakTensorKeyDictionary()
-        self.scored = WeakTensorKeyDictionary()  # values scored by log_prob, psi_0 included
-        self.last: Tensor | None = None
-
-    def __reduce__(self) -> tuple[type, tuple]:
-        return _Memory, ()  # a copy has drawn nothing: draws hold graph tensors
-
-    def remember(self, value: Tensor, origin: _Origin) -> None:
-        self.origins[value] = origin
-        self.last = value.detach()
 
 
 class _Draws:
@@ -78,8 +55,8 @@ _AUTOMATIC = _Automatic()
 class _IndependentRows(Independent):
     """Keeps the score term of the mixing, which Pyro's own class would leave out."""
 
-    def score_parts(self, value: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:  # noqa: ANN401
-        parts = self.base_dist.score_parts(value, *args, **kwargs)
+    def score_parts(self, x: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:  # noqa: ANN401
+        parts = self.base_dist.score_parts(x, *args, **kwargs)
         n = self.reinterpreted_batch_ndims
         return ScoreParts(*(sum_rightmost(x, n) if isinstance(x, Tensor) else x for x in parts))
 
@@ -158,7 +135,7 @@ class SemiImplicit(TorchDistribution):
         self.share_draws = share_draws
         self.chunk_size = chunk_size
         self._draws = _Draws()
-        self._lineage = (_Memory(),)
+        self._lineage = Lineage()
         first = min(num_mixing, chunk_size or num_mixing) if share_draws else 1
         psi, components = self._draw(mixing, (first,))
         if share_draws:
@@ -206,9 +183,7 @@ class SemiImplicit(TorchDistribution):
         for name, x in vars(self).items():
             if name not in ("_batch_shape", "_event_shape", "_lineage"):
                 setattr(new, name, x)
-        # A child knows what its parent drew, siblings do not know each other's: one object can
-        # be guide and prior of the same plate.
-        new._lineage = (_Memory(), *self._lineage)
+        new._lineage = self._lineage.child()
         batch_shape = torch.Size(batch_shape)
         torch.broadcast_shapes(self.batch_shape, batch_shape)
         super(SemiImplicit, new).__init__(batch_shape, self.event_shape, validate_args=False)
@@ -223,7 +198,7 @@ class SemiImplicit(TorchDistribution):
             mixing = mixing.expand(self.batch_shape)
         psi, conditional = self._draw(mixing, tuple(sample_shape))
         value = getattr(conditional, method)()
-        self._lineage[0].remember(value, _Origin(psi, conditional))
+        self._lineage.remember(value, Origin(psi, conditional))
         return value
 
     def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
@@ -234,7 +209,9 @@ class SemiImplicit(TorchDistribution):
         :raises NotImplementedError: if mixing or conditional cannot be reparameterised.
         """
         if not self.has_rsample:
-            raise NotImplementedError("`mixing` and `conditional` must both have rsample; use sample")
+            raise NotImplementedError(
+                "`mixing` and `conditional` must both have rsample; use sample"
+            )
         return self._sample(sample_shape, "rsample")
 
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
@@ -249,20 +226,13 @@ class SemiImplicit(TorchDistribution):
         :return: a tensor of shape ``[*sample_shape, *batch_shape, *mixing.event_shape]``.
         :raises ValueError: if the value was not drawn from this distribution.
         """
-        origin = self._origin(value)
+        origin = self._lineage.find(value)
         if origin is None:
             raise ValueError(
                 "`value` must be a tensor drawn from this distribution (not a copy, a slice or a "
                 f"detached alias), was another tensor of shape {tuple(value.shape)}"
             )
         return origin.psi
-
-    def _origin(self, value: Tensor) -> _Origin | None:
-        for memory in self._lineage:
-            origin = memory.origins.get(value)
-            if origin is not None:
-                return origin
-        return None
 
     # -------------------------------------------------------------------------------------- scoring
 
@@ -281,12 +251,12 @@ class SemiImplicit(TorchDistribution):
         if isinstance(psi_0, _Automatic):
             origin = self._remembered(value)
             if origin is not None:
-                self._lineage[0].scored[value] = True
+                self._lineage.mark_scored(value)
         elif psi_0 is None:
             origin = None
         else:
             conditional = run_conditional(self.conditional, psi_0, len(self.mixing.event_shape))
-            origin = _Origin(psi_0, conditional)
+            origin = Origin(psi_0, conditional)
         return self._estimate(value, origin)[0]
 
     def log_prob_bounds(
@@ -307,28 +277,28 @@ class SemiImplicit(TorchDistribution):
         """
         lower = self.log_prob(value, psi_0=None)
         if psi_0 is None:
-            origin = self._origin(value)
+            origin = self._lineage.find(value)
             return lower, None if origin is None else self._estimate(value, origin)[0]
         return lower, self.log_prob(value, psi_0=psi_0)
 
-    def score_parts(self, value: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:  # noqa: ANN401
+    def score_parts(self, x: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:  # noqa: ANN401
         """Splits the log-density for Pyro's gradient estimators, at a guide's site.
 
         :raises ValueError: with validation on, if the model scored the same value by this very
             object: as a prior it must not count psi_0, and cannot tell that it is one.
         """
         if self._validate_args:
-            self._validate_sample(value)
-            if value in self._lineage[0].scored:
+            self._validate_sample(x)
+            if self._lineage.was_scored(x):
                 raise ValueError(
                     "one SemiImplicit object must not be both guide and prior of a value: give "
                     "the prior its own object, or prior.expand(prior.batch_shape)"
                 )
         # The K + 1 psi and the value have joint density prod_k p(psi_k) x mean_k p(x | psi_k).
-        log_prob, log_mixing = self._estimate(value, self._remembered(value), score_term=False)
+        log_prob, log_mixing = self._estimate(x, self._remembered(x), score_term=False)
         if self.has_rsample:
-            return ScoreParts(log_prob, 0, log_prob)
-        return ScoreParts(log_prob, log_prob + log_mixing, 0)
+            return ScoreParts(log_prob, 0, log_prob)  # type: ignore[arg-type]
+        return ScoreParts(log_prob, log_prob + log_mixing, 0)  # type: ignore[arg-type]
 
     def to_event(self, reinterpreted_batch_ndims: int | None = None) -> Distribution:
         """Makes rightmost batch dimensions event dimensions: a product of independent rows.
@@ -341,14 +311,22 @@ class SemiImplicit(TorchDistribution):
             independent.__class__ = _IndependentRows
         return independent
 
-    def _remembered(self, value: Tensor) -> _Origin | None:
-        origin = self._origin(value)
-        if origin is None and self._validate_args:
-            self._refuse_copies(value)
+    def _remembered(self, value: Tensor) -> Origin | None:
+        origin = self._lineage.find(value)
+        if (
+            origin is None
+            and self._validate_args
+            and self._lineage.holds_copy_of(value, self._support.is_discrete)
+        ):  # neither reading would be right
+            raise ValueError(
+                "`value` must be the drawn tensor itself, was a copy of it (`detach` or `clone`) "
+                "that has lost its psi_0; pass log_prob(value, psi_0=...) with the psi_0 of "
+                "`.psi(drawn)`, or psi_0=None for the lower bound without it"
+            )
         return origin
 
     def _estimate(
-        self, value: Tensor, origin: _Origin | None, score_term: bool = True
+        self, value: Tensor, origin: Origin | None, score_term: bool = True
     ) -> tuple[Tensor, Tensor | float]:
         """Log of the mean density, and the log-density of the psi where these lack rsample."""
         log_mixing: Tensor | float = 0.0
@@ -470,19 +448,3 @@ class SemiImplicit(TorchDistribution):
                 f"`value` must lie in the conditional's support {self._support}, was "
                 f"{value[~inside].flatten()[:3].tolist()} in some entries"
             )
-
-    def _refuse_copies(self, value: Tensor) -> None:
-        """A detached alias of a drawn value has lost its psi_0: neither reading would be right."""
-        for memory in self._lineage:
-            last = memory.last
-            if last is None or last.shape != value.shape or last.dtype != value.dtype:
-                continue
-            same = last.data_ptr() == value.data_ptr()
-            if not same and not self._support.is_discrete:
-                same = torch.equal(last, value)
-            if same and last.numel():
-                raise ValueError(
-                    "`value` must be the drawn tensor itself, was a copy of it (`detach` or `clone`) "
-                    "that has lost its psi_0; pass log_prob(value, psi_0=...) with the psi_0 of "
-                    "`.psi(drawn)`, or psi_0=None for the lower bound without it"
-                )

@@ -65,7 +65,7 @@ class PairwiseEmission(TorchDistribution):
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
-        return self.emission.support
+        return self.emission.support  # type: ignore[return-value]
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> PairwiseEmission:  # noqa: ANN401
         return PairwiseEmission(self.emission, self.terms, self.inner_shape, batch_shape)
@@ -88,17 +88,18 @@ class MarginalizeImplicit(Messenger):
 
     :param int num_mixing: number M of atoms.
     :param int max_plate_nesting: dimensions that belong to plates; indices lie to the left.
-    :param bool enumerate_index: add the index sites; if False, atoms stand alone at dimension
-        ``-1 - max_plate_nesting``, for a caller who reduces that dimension.
+    :param int chunk_size: draw no more than this many atoms, without an index: they stand at
+        dimension ``-1 - max_plate_nesting`` for a caller who reduces it.
     """
 
     def __init__(
-        self, num_mixing: int, max_plate_nesting: float, enumerate_index: bool = True
+        self, num_mixing: int, max_plate_nesting: float, chunk_size: int | None = None
     ) -> None:
         super().__init__()
         self.num_mixing = num_mixing
         self.max_plate_nesting = max_plate_nesting
-        self.enumerate_index = enumerate_index
+        self.chunk_size = chunk_size
+        self.requested: dict[str, int] = {}
         self.implicit_sites: dict[str, str] = {}
         self.broadcast_sites: dict[str, str] = {}
         self.atoms: dict[str, tuple[Tensor, int]] = {}
@@ -128,12 +129,16 @@ class MarginalizeImplicit(Messenger):
         self._refuse_chains(msg, own)
         num_mixing = msg["infer"].get("num_mixing", self.num_mixing)
         check_positive(f"num_mixing` at site `{name}", num_mixing)
+        self.requested[name] = num_mixing
+        if self.chunk_size is not None:
+            num_mixing = min(num_mixing, self.chunk_size)
         psi = implicit.expand(own).rsample((num_mixing,))
         dim = self._enumerated_dim(msg, psi, len(implicit.batch_shape))
         if dim is None:  # a run without enumeration, such as the search for plates
             psi = implicit.rsample()
         else:  # draws at the index's dimension, plates in their own: [M, 1, .., 1, *own, *event]
-            psi = psi.reshape(psi.shape[:1] + (1,) * (-dim - 1 - len(own)) + psi.shape[1:])
+            ones = (1,) * (-dim - 1 - len(own))
+            psi = psi.reshape(psi.shape[:1] + ones + psi.shape[1:])
             self.atoms[name] = psi, len(fn.event_shape)
         msg["fn"] = Atoms(fn.batch_shape, fn.event_shape, validate_args=False)
         msg["value"] = psi
@@ -145,8 +150,8 @@ class MarginalizeImplicit(Messenger):
             if any(size > 1 for size in left):
                 raise ValueError(
                     f"implicit site '{msg['name']}' depends on another enumerated site (`inputs` "
-                    f"have batch shape {tuple(own)}): marginalising a chain would take M x M draws. "
-                    "Draw the chain jointly, by one Implicit whose transform returns all of it"
+                    f"have batch shape {tuple(own)}): a chain would take M x M draws. Draw "
+                    "the chain jointly, by one Implicit whose transform returns all of it"
                 )
         if msg["infer"].get("_markov_scope") is not None:
             raise ValueError(
@@ -158,7 +163,7 @@ class MarginalizeImplicit(Messenger):
     def _enumerated_dim(self, msg: dict[str, Any], psi: Tensor, num_plates: int) -> int | None:
         """Dimension of the index of this plate context; creates its site at the first call."""
         name, num_mixing = msg["name"], len(psi)
-        if not self.enumerate_index:
+        if self.chunk_size is not None:
             self.implicit_sites[name] = ""
             return -1 - int(self.max_plate_nesting)
         # A sequential plate counts its iterations: each is a context of its own.

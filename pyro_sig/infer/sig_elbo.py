@@ -91,7 +91,9 @@ class SIG_ELBO(TraceEnum_ELBO):
             with torch.no_grad():
                 return float(self._streamed_loss(model, guide, args, kwargs))
 
-    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
+    def differentiable_loss(
+        self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
+    ) -> Tensor:  # noqa: ANN401
         """Estimates the negative bound as a differentiable scalar."""
         with _explained_scales():
             if self.chunk_size is None:
@@ -133,7 +135,11 @@ class SIG_ELBO(TraceEnum_ELBO):
             self._guess_max_plate_nesting(messenger(model), guide, args, kwargs)
 
     def compute_marginals(
-        self, model: Callable, guide: Callable, *args: Any, **kwargs: Any  # noqa: ANN401
+        self,
+        model: Callable,
+        guide: Callable,
+        *args: Any,
+        **kwargs: Any,  # noqa: ANN401
     ) -> OrderedDict[str, Distribution]:
         r"""Computes the responsibilities of the atoms for each row.
 
@@ -147,7 +153,11 @@ class SIG_ELBO(TraceEnum_ELBO):
         return self._marginals_and_atoms(model, guide, args, kwargs)[0]
 
     def psi_posterior(
-        self, model: Callable, guide: Callable, *args: Any, **kwargs: Any  # noqa: ANN401
+        self,
+        model: Callable,
+        guide: Callable,
+        *args: Any,
+        **kwargs: Any,  # noqa: ANN401
     ) -> dict[str, Empirical]:
         r"""Weighs the atoms of every implicit site by their responsibilities.
 
@@ -192,10 +202,10 @@ class SIG_ELBO(TraceEnum_ELBO):
     def _streamed_loss(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Tensor:
         """Runs the program once for each chunk of psi, and again in the backward pass."""
         self._find_plates(model, guide, args, kwargs)
-        total: Tensor | float = 0.0
-        for _ in range(self.num_particles):
-            total = total + self._streamed_particle(model, guide, args, kwargs)
-        return -total / self.num_particles  # type: ignore[return-value]
+        particles = [
+            self._streamed_particle(model, guide, args, kwargs) for _ in range(self.num_particles)
+        ]
+        return -torch.stack(particles).mean()
 
     def _streamed_particle(
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict
@@ -205,14 +215,14 @@ class SIG_ELBO(TraceEnum_ELBO):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
 
         def run(size: int, replayed: Trace) -> tuple[Trace, MarginalizeImplicit]:
-            messenger = MarginalizeImplicit(size, self.max_plate_nesting, enumerate_index=False)
+            messenger = MarginalizeImplicit(self.num_mixing, self.max_plate_nesting, size)
             program = poutine.replay(messenger(model), trace=replayed)
             return poutine.trace(program).get_trace(*args, **kwargs), messenger
 
-        trace, messenger = run(min(chunk_size, self.num_mixing), guide_trace)
+        trace, messenger = run(chunk_size, guide_trace)
         self.broadcast_sites = dict(messenger.broadcast_sites)
         psi_name, emission_name = _streamable(trace, messenger)
-        num_mixing = trace.nodes[psi_name]["infer"].get("num_mixing", self.num_mixing)
+        num_mixing = messenger.requested[psi_name]
         first = self._log_sum(trace, psi_name, emission_name)
         subsample = trace.copy()
         subsample.remove_node(psi_name)
@@ -222,20 +232,19 @@ class SIG_ELBO(TraceEnum_ELBO):
                 return self._log_sum(run(size, subsample)[0], psi_name, emission_name)
 
         parts = [first]
-        left = num_mixing - min(chunk_size, num_mixing)
-        while left > 0:
-            size = min(left, chunk_size)
+        for start in range(chunk_size, num_mixing, chunk_size):
+            size = min(chunk_size, num_mixing - start)
             # `first` tells the checkpoint which device's random state to keep.
             parts.append(checkpoint(part, size, first.detach(), use_reentrant=False))
-            left -= size
         log_sum = torch.stack(parts).logsumexp(0)
-        scale = trace.nodes[emission_name]["scale"]
+        scale: Any = trace.nodes[emission_name]["scale"]
         return (scale * (log_sum - math.log(num_mixing))).sum()
 
     def _log_sum(self, trace: Trace, psi_name: str, emission_name: str) -> Tensor:
         """Log of the summed densities over psi, with one entry per row of the implicit site."""
         emission, psi = trace.nodes[emission_name], trace.nodes[psi_name]
-        log_prob = emission["fn"].log_prob(emission["value"], *emission["args"])
+        fn: Any = emission["fn"]
+        log_prob = fn.log_prob(emission["value"], *emission["args"])
         log_prob = scale_and_mask(log_prob, mask=emission["mask"])
         own = {f.name for f in psi["cond_indep_stack"]}
         for f in emission["cond_indep_stack"]:
@@ -265,8 +274,8 @@ def _explained_scales() -> Iterator[None]:
         if "common poutine.scale" not in str(error):
             raise
         raise ValueError(
-            "sites that share an implicit site's index must share one scale: an implicit site above "
-            "a subsampled plate, or plates subsampled at two levels, cannot be marginalised, because "
-            "the scale would stand inside the logarithm. Use the full data in the inner plate, or "
-            "subsample at the outermost plate only"
+            "sites that share an implicit site's index must share one scale: an implicit site "
+            "above a subsampled plate, or plates subsampled at two levels, cannot be marginalised, "
+            "because the scale would stand inside the logarithm. Use the full data in the inner "
+            "plate, or subsample at the outermost plate only"
         ) from error

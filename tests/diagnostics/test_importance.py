@@ -23,9 +23,7 @@ def model(share_draws):
 def guide(share_draws):
     with pyro.plate("data", ROWS):
         mixing = dist.Normal(X / 2, 0.5)  # N(x / 2, 1 / 2) is the posterior
-        pyro.sample(
-            "z", SemiImplicit(mixing, lambda psi: dist.Normal(psi, 0.5), 20, share_draws)
-        )
+        pyro.sample("z", SemiImplicit(mixing, lambda psi: dist.Normal(psi, 0.5), 20, share_draws))
 
 
 def test_mean_joint_weight_of_twenty_rows_is_the_evidence():

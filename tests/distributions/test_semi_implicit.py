@@ -27,7 +27,7 @@ def within(estimates, truth):
     return abs(estimates.mean() - truth) <= SIGMAS * error
 
 
-# ------------------------------------------------------------------------------ closed-form marginals
+# -------------------------------------------------------------------------- closed-form marginals
 
 
 @pytest.mark.parametrize("name", ["normal_normal", "gamma_poisson", "beta_binomial"])
@@ -120,7 +120,7 @@ def test_shared_draws_bias_the_joint_weight_of_several_rows():
     assert own.mean(-1).var() < 2 * (own.var(-1) / own.shape[-1]).mean()
 
 
-# ------------------------------------------------------------------------------------- shapes, psi
+# ------------------------------------------------------------------------------------ shapes, psi
 
 
 def net_mixing(event_shape=3):
@@ -204,7 +204,7 @@ def test_support_and_moments():
     assert abs(q.variance - 2.5) < SIGMAS * 1.5**2 * math.sqrt(2 / 100_000)
 
 
-# -------------------------------------------------------------------------------------------- memory
+# ----------------------------------------------------------------------------------------- memory
 
 
 def test_a_drawn_value_keeps_its_psi_0():
@@ -232,9 +232,9 @@ def test_memory_survives_expansion_later_draws_and_two_sites():
 def test_values_are_forgotten_with_the_value():
     p = normal_normal()
     z = p.rsample((3,))
-    assert len(p._lineage[0].origins) == 1
+    assert len(p._lineage._memories[0].origins) == 1
     del z
-    assert len(p._lineage[0].origins) == 0
+    assert len(p._lineage._memories[0].origins) == 0
 
 
 def test_a_copy_of_a_drawn_value_raises():
@@ -284,7 +284,7 @@ def test_copies_and_pickles_without_draws(copier):
         q.psi(z)
 
 
-# ------------------------------------------------------------------------------------- gradients
+# -------------------------------------------------------------------------------------- gradients
 
 
 def test_gradient_against_finite_differences():
@@ -356,7 +356,7 @@ def test_discrete_mixing_gets_a_score_gradient():
     assert (truth.abs() > 10 * error).any()  # the test could fail
 
 
-# ------------------------------------------------------------------------------------- two samples
+# ------------------------------------------------------------------------------------ two samples
 
 
 def test_samples_follow_the_marginal():
@@ -366,7 +366,7 @@ def test_samples_follow_the_marginal():
     assert stats.kstest(draws.numpy(), truth.cdf).pvalue > 1e-6
 
 
-# ----------------------------------------------------------------------------------------- bad input
+# -------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize("num_mixing", [0, -1, 2.5, None, True])

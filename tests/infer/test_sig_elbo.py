@@ -441,7 +441,9 @@ def test_recovers_a_normal_law():
     def model(x):
         loc = pyro.param("loc", torch.zeros(1))
         std = pyro.param("std", torch.ones(1), constraint=dist.constraints.positive)
-        mixing = Implicit(lambda eps: loc + std * eps, dist.Normal(torch.zeros(1), 1).to_event(1), 1)
+        mixing = Implicit(
+            lambda eps: loc + std * eps, dist.Normal(torch.zeros(1), 1).to_event(1), 1
+        )
         with pyro.plate("data", len(x)):
             psi = pyro.sample("psi", mixing)
             pyro.sample("x", dist.Normal(psi, 1.0).to_event(1), obs=x)
