@@ -215,7 +215,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num-steps", type=int, default=24_000)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--num-mixing", type=int, default=512)
-    parser.add_argument("--learning-rate", type=float, default=0.02)
+    parser.add_argument("--learning-rate", type=float, default=0.04)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--smoke", action="store_true", help="a short run that shows it works")
     parser.add_argument("--out", type=Path, default=Path("out/grid"))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -10,14 +11,23 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Distribution, Independent, constraints
 
-from pyro_sig.distributions import Implicit, Terms, pairwise_terms
+from pyro_sig.distributions import Implicit, Terms, log_mixture, pairwise_terms
 from pyro_sig.distributions.components import check_positive
 
-__all__ = ["MarginalizeImplicit", "implicit_of"]
+__all__ = [
+    "MarginalizeImplicit",
+    "NeedsIndexError",
+    "PairwiseEmission",
+    "check_scales",
+    "explained_scales",
+    "implicit_of",
+    "refuse_guided_sites",
+]
 
 
 def implicit_of(fn: Any) -> Implicit | None:  # noqa: ANN401 - a site's fn may be anything
@@ -65,18 +75,35 @@ class PairwiseEmission(TorchDistribution):
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
+        """Support of the emission."""
         return self.emission.support  # type: ignore[return-value]
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> PairwiseEmission:  # noqa: ANN401
+        """Returns the same scores, broadcast to another batch shape."""
         return PairwiseEmission(self.emission, self.terms, self.inner_shape, batch_shape)
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def _validate(self, value: Tensor) -> None:
         if self.emission._validate_args:
             self.emission._validate_sample(value)
+
+    def mixture_log_prob(self, value: Tensor) -> Tensor:
+        """Sums over the components, of which there must be one dimension: shape ``[*plates]``."""
+        self._validate(value)
+        statistics, carrier, natural, log_normalizer = self.terms
+        log_sum = log_mixture(statistics, natural, log_normalizer) + carrier
+        return log_sum.reshape(self.inner_shape[1:])
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Scores every (component, datum) pair."""
+        self._validate(value)
         statistics, carrier, natural, log_normalizer = self.terms
         # One column per datum: the enumerated index is on the left in the program.
         scores = torch.addmm((-log_normalizer).unsqueeze(-1), natural, statistics.mT) + carrier
         return scores.reshape(self.inner_shape).expand(self.batch_shape)
+
+
+class NeedsIndexError(Exception):
+    """Raised by a run without an index at the second implicit site."""
 
 
 class MarginalizeImplicit(Messenger):
@@ -88,17 +115,15 @@ class MarginalizeImplicit(Messenger):
 
     :param int num_mixing: number M of atoms.
     :param int max_plate_nesting: dimensions that belong to plates; indices lie to the left.
-    :param int chunk_size: draw no more than this many atoms, without an index: they stand at
-        dimension ``-1 - max_plate_nesting`` for a caller who reduces it.
+    :ivar float largest_draw: if set, no index is made: at most this many atoms stand at dimension
+        ``-1 - max_plate_nesting``, for a caller who reduces it.
     """
 
-    def __init__(
-        self, num_mixing: int, max_plate_nesting: float, chunk_size: int | None = None
-    ) -> None:
+    def __init__(self, num_mixing: int, max_plate_nesting: float) -> None:
         super().__init__()
         self.num_mixing = num_mixing
         self.max_plate_nesting = max_plate_nesting
-        self.chunk_size = chunk_size
+        self.largest_draw: float | None = None
         self.requested: dict[str, int] = {}
         self.implicit_sites: dict[str, str] = {}
         self.broadcast_sites: dict[str, str] = {}
@@ -130,8 +155,8 @@ class MarginalizeImplicit(Messenger):
         num_mixing = msg["infer"].get("num_mixing", self.num_mixing)
         check_positive(f"num_mixing` at site `{name}", num_mixing)
         self.requested[name] = num_mixing
-        if self.chunk_size is not None:
-            num_mixing = min(num_mixing, self.chunk_size)
+        if self.largest_draw is not None:
+            num_mixing = int(min(num_mixing, self.largest_draw))
         psi = implicit.expand(own).rsample((num_mixing,))
         dim = self._enumerated_dim(msg, psi, len(implicit.batch_shape))
         if dim is None:  # a run without enumeration, such as the search for plates
@@ -163,8 +188,10 @@ class MarginalizeImplicit(Messenger):
     def _enumerated_dim(self, msg: dict[str, Any], psi: Tensor, num_plates: int) -> int | None:
         """Dimension of the index of this plate context; creates its site at the first call."""
         name, num_mixing = msg["name"], len(psi)
-        if self.chunk_size is not None:
+        if self.largest_draw is not None:
             self.implicit_sites[name] = ""
+            if len(self.implicit_sites) > 1:
+                raise NeedsIndexError
             return -1 - int(self.max_plate_nesting)
         # A sequential plate counts its iterations: each is a context of its own.
         context = tuple(sorted((f.name, f.counter) for f in msg["cond_indep_stack"]))
@@ -200,3 +227,48 @@ class MarginalizeImplicit(Messenger):
             msg["fn"] = PairwiseEmission(fn, terms, fn.batch_shape, fn.batch_shape)
         else:
             self.broadcast_sites[name] = terms
+
+
+def refuse_guided_sites(messenger: MarginalizeImplicit, guide_trace: Trace) -> None:
+    """Checks that a guide leaves the implicit sites alone.
+
+    :param MarginalizeImplicit messenger: after a run of the model.
+    :param guide_trace: the guide's trace.
+    :raises ValueError: if it samples one of them.
+    """
+    guided = [name for name in messenger.implicit_sites if name in guide_trace]
+    if guided:
+        raise ValueError(
+            "`guide` must not sample the implicit sites, which SIG_ELBO marginalises and which "
+            f"have no density; was a guide of {guided}"
+        )
+
+
+_ONE_SCALE = (
+    "sites that share an implicit site's index must share one scale: an implicit site above a "
+    "subsampled plate, or plates subsampled at two levels, cannot be marginalised, because the "
+    "scale would stand inside the logarithm. Use the full data in the inner plate, or subsample "
+    "at the outermost plate only"
+)
+
+
+def check_scales(trace: Trace, *names: str) -> None:
+    """Checks that sites have one scale.
+
+    :param trace: the model's trace.
+    :param str names: sites that are summed out together.
+    :raises ValueError: if their scales differ.
+    """
+    if len({float(trace.nodes[name]["scale"]) for name in names}) > 1:
+        raise ValueError(_ONE_SCALE)
+
+
+@contextmanager
+def explained_scales() -> Iterator[None]:
+    """Explains Pyro's own error about differently scaled plates."""
+    try:
+        yield
+    except ValueError as error:
+        if "common poutine.scale" not in str(error):
+            raise
+        raise ValueError(_ONE_SCALE) from error

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.distributions import Distribution, Empirical
-from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceEnum_ELBO
 from pyro.poutine import Trace
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from pyro_sig.distributions.components import check_positive
-from pyro_sig.infer.marginalize import MarginalizeImplicit
+from pyro_sig.infer.direct_bound import direct_bound
+from pyro_sig.infer.marginalize import (
+    MarginalizeImplicit,
+    explained_scales,
+    refuse_guided_sites,
+)
 
 __all__ = ["SIG_ELBO"]
 
@@ -33,9 +32,10 @@ class SIG_ELBO(TraceEnum_ELBO):
         \mathbb{E}\, \mathcal{L}_M \le \sum_i \log p(x_i)
 
     Every :class:`~pyro_sig.distributions.Implicit` site, at any plate level, is marginalised by
-    Pyro's enumeration: M + N network evaluations, not M x N. Sites in the same plates share
-    joint draws and one index. Other latents keep their guide; discrete ones may be enumerated as
-    in :class:`pyro.infer.TraceEnum_ELBO`. The bound tightens as M grows.
+    Pyro's enumeration: M + N network evaluations, not M x N. Sites in the same plates share joint
+    draws and one index. A program of one implicit and one observed site is scored directly, as
+    :class:`~pyro_sig.distributions.SemiImplicit` is. Other latents keep their guide; discrete
+    ones may be enumerated as in :class:`pyro.infer.TraceEnum_ELBO`. The bound tightens as M grows.
 
     :param int num_mixing: number M of draws at each implicit site; a site can ask for its own by
         ``infer={"num_mixing": M}``.
@@ -76,6 +76,7 @@ class SIG_ELBO(TraceEnum_ELBO):
         super().__init__(**kwargs)
         self.num_mixing = num_mixing
         self.chunk_size = chunk_size
+        self._enumerates: bool | None = None  # not known before the first run
         self.broadcast_sites: dict[str, str] = {}
 
     # -------------------------------------------------------------------------------- the bound
@@ -85,30 +86,61 @@ class SIG_ELBO(TraceEnum_ELBO):
 
         :return: a float, summed over rows and scaled by plates as Pyro's ELBOs are.
         """
-        with _explained_scales():
-            if self.chunk_size is None:
-                return super().loss(model, guide, *args, **kwargs)
+        with explained_scales():
             with torch.no_grad():
-                return float(self._streamed_loss(model, guide, args, kwargs))
+                loss = self._direct_loss(model, guide, args, kwargs)
+            return super().loss(model, guide, *args, **kwargs) if loss is None else loss.item()
 
     def differentiable_loss(
-        self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
-    ) -> Tensor:  # noqa: ANN401
+        self,
+        model: Callable,
+        guide: Callable,
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Tensor:
         """Estimates the negative bound as a differentiable scalar."""
-        with _explained_scales():
-            if self.chunk_size is None:
+        with explained_scales():
+            loss = self._direct_loss(model, guide, args, kwargs)
+            if loss is None:
                 return super().differentiable_loss(model, guide, *args, **kwargs)
-            return self._streamed_loss(model, guide, args, kwargs)
+            return loss
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:  # noqa: ANN401
         """Estimates the negative bound and adds its gradient to the parameters."""
-        with _explained_scales():
-            if self.chunk_size is None:
+        with explained_scales():
+            loss = self._direct_loss(model, guide, args, kwargs)
+            if loss is None:
                 return super().loss_and_grads(model, guide, *args, **kwargs)
-            loss = self._streamed_loss(model, guide, args, kwargs)
             if loss.requires_grad:
                 loss.backward()
             return loss.item()
+
+    def _direct_loss(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: dict
+    ) -> Tensor | None:
+        """The loss of a program that needs no enumeration, else None."""
+        if self.chunk_size is None and (self._enumerates or self.vectorize_particles):
+            return None
+        self._find_plates(model, guide, args, kwargs)
+        random_state = torch.get_rng_state() if self._enumerates is None else None
+        bounds = []
+        for _ in range(self.num_particles):
+            messenger = MarginalizeImplicit(self.num_mixing, self.max_plate_nesting)
+            bound = direct_bound(model, guide, args, kwargs, messenger, self.chunk_size)
+            if isinstance(bound, str):
+                if self.chunk_size is not None:
+                    raise ValueError(
+                        "`chunk_size` must be None unless the program is one implicit site and "
+                        f"one observed site that depends on it; was {bound}"
+                    )
+                self._enumerates = True
+                if random_state is not None:  # as if this run had not been
+                    torch.set_rng_state(random_state)
+                return None
+            self.broadcast_sites = dict(messenger.broadcast_sites)
+            bounds.append(bound)
+        self._enumerates = False
+        return -torch.stack(bounds).mean()
 
     # --------------------------------------------------------------------------- by enumeration
 
@@ -118,12 +150,7 @@ class SIG_ELBO(TraceEnum_ELBO):
         self._find_plates(model, guide, args, kwargs)
         messenger = MarginalizeImplicit(self.num_mixing, self.max_plate_nesting)
         for traces in super()._get_traces(messenger(model), guide, args, kwargs):
-            guided = [name for name in messenger.implicit_sites if name in traces[1]]
-            if guided:
-                raise ValueError(
-                    f"`guide` must not sample the implicit sites, which SIG_ELBO marginalises and "
-                    f"which have no density; was a guide of {guided}"
-                )
+            refuse_guided_sites(messenger, traces[1])
             self.broadcast_sites = dict(messenger.broadcast_sites)
             self._messenger = messenger
             yield traces
@@ -180,7 +207,7 @@ class SIG_ELBO(TraceEnum_ELBO):
     def _marginals_and_atoms(
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict
     ) -> tuple[OrderedDict[str, Any], dict[str, tuple[Tensor, int]]]:
-        with _explained_scales():
+        with explained_scales():
             marginals = super().compute_marginals(model, guide, *args, **kwargs)
         by_index = self._messenger.implicit_sites
         atoms = dict(self._messenger.atoms)
@@ -196,86 +223,3 @@ class SIG_ELBO(TraceEnum_ELBO):
         :raises NotImplementedError: always.
         """
         raise NotImplementedError("SIG_ELBO has no sample_posterior; sample from psi_posterior")
-
-    # -------------------------------------------------------------------------------- by streaming
-
-    def _streamed_loss(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Tensor:
-        """Runs the program once for each chunk of psi, and again in the backward pass."""
-        self._find_plates(model, guide, args, kwargs)
-        particles = [
-            self._streamed_particle(model, guide, args, kwargs) for _ in range(self.num_particles)
-        ]
-        return -torch.stack(particles).mean()
-
-    def _streamed_particle(
-        self, model: Callable, guide: Callable, args: tuple, kwargs: dict
-    ) -> Tensor:
-        chunk_size = self.chunk_size
-        assert chunk_size is not None
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-
-        def run(size: int, replayed: Trace) -> tuple[Trace, MarginalizeImplicit]:
-            messenger = MarginalizeImplicit(self.num_mixing, self.max_plate_nesting, size)
-            program = poutine.replay(messenger(model), trace=replayed)
-            return poutine.trace(program).get_trace(*args, **kwargs), messenger
-
-        trace, messenger = run(chunk_size, guide_trace)
-        self.broadcast_sites = dict(messenger.broadcast_sites)
-        psi_name, emission_name = _streamable(trace, messenger)
-        num_mixing = messenger.requested[psi_name]
-        first = self._log_sum(trace, psi_name, emission_name)
-        subsample = trace.copy()
-        subsample.remove_node(psi_name)
-
-        def part(size: int, _: Tensor) -> Tensor:
-            with poutine.block():
-                return self._log_sum(run(size, subsample)[0], psi_name, emission_name)
-
-        parts = [first]
-        for start in range(chunk_size, num_mixing, chunk_size):
-            size = min(chunk_size, num_mixing - start)
-            # `first` tells the checkpoint which device's random state to keep.
-            parts.append(checkpoint(part, size, first.detach(), use_reentrant=False))
-        log_sum = torch.stack(parts).logsumexp(0)
-        scale: Any = trace.nodes[emission_name]["scale"]
-        return (scale * (log_sum - math.log(num_mixing))).sum()
-
-    def _log_sum(self, trace: Trace, psi_name: str, emission_name: str) -> Tensor:
-        """Log of the summed densities over psi, with one entry per row of the implicit site."""
-        emission, psi = trace.nodes[emission_name], trace.nodes[psi_name]
-        fn: Any = emission["fn"]
-        log_prob = fn.log_prob(emission["value"], *emission["args"])
-        log_prob = scale_and_mask(log_prob, mask=emission["mask"])
-        own = {f.name for f in psi["cond_indep_stack"]}
-        for f in emission["cond_indep_stack"]:
-            if f.vectorized and f.name not in own:  # rows that share one psi
-                log_prob = log_prob.sum(f.dim, keepdim=True)
-        return log_prob.logsumexp(-1 - int(self.max_plate_nesting))
-
-
-def _streamable(trace: Trace, messenger: MarginalizeImplicit) -> tuple[str, str]:
-    """The implicit and the observed site of a program that has just these."""
-    latents = [n for n in trace.stochastic_nodes if not site_is_subsample(trace.nodes[n])]
-    observed = [n for n in trace.observation_nodes if n not in messenger.implicit_sites]
-    if len(messenger.implicit_sites) != 1 or len(observed) != 1 or latents:
-        raise ValueError(
-            "`chunk_size` must be None unless the program is one implicit site and one observed "
-            f"site; was {len(messenger.implicit_sites)} implicit {list(messenger.implicit_sites)}, "
-            f"{len(observed)} observed {observed} and {len(latents)} other latents {latents}"
-        )
-    return next(iter(messenger.implicit_sites)), observed[0]
-
-
-@contextmanager
-def _explained_scales() -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        if "common poutine.scale" not in str(error):
-            raise
-        raise ValueError(
-            "sites that share an implicit site's index must share one scale: an implicit site "
-            "above a subsampled plate, or plates subsampled at two levels, cannot be marginalised, "
-            "because the scale would stand inside the logarithm. Use the full data in the inner "
-            "plate, or subsample at the outermost plate only"
-        ) from error
