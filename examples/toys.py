@@ -8,7 +8,8 @@ and `figure3a.png` with data, samples and psi side by side.
     python examples/toys.py --out out/toys
 
 Points need a trick: sigma starts wide and shrinks to the noise of the toy. With the small one from
-the start, most data have no psi near enough to draw it to them.
+the start, most data have no psi near enough to draw to them. It shrinks linearly: while sigma is
+wide, psi still move from mode to mode, and what share each mode has by then, it keeps.
 """
 
 import argparse
@@ -29,7 +30,7 @@ import torch
 from matplotlib.axes import Axes
 from pyro.infer import SVI, Trace_ELBO
 from pyro.nn import PyroModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_sig import datasets
@@ -40,7 +41,7 @@ from pyro_sig.infer import train
 from pyro_sig.nn import MLP
 
 NUM_MIXING = 512  # psi in each step, shared by the batch
-BATCH_SIZE = 256
+BATCH_SIZE = 512
 BETAS = (0.95, 0.999)
 START_SIGMA = 1.0  # the points have coordinates of this order
 ANNEALED = 0.9  # share of the steps in which sigma shrinks
@@ -49,38 +50,31 @@ WARM_UP = 0.1  # share of the steps in which the learning rate grows
 MAX_COUNT = 300  # the toys' counts exceed it less than once in a billion draws
 NUM_TEST = 2000  # data, and samples, of the two-sample test
 NUM_COVERAGE = 50_000
-NUM_PLOTTED = 4000
+NUM_PLOTTED = 5000
 DATA, SAMPLES, PSI = "0.4", "tab:blue", "tab:orange"
 
 
 @dataclass(frozen=True)
 class Task:
-    """A toy, where the paper shows it, and how it is trained."""
+    """A toy, how it is trained, and where the paper shows it."""
 
     title: str
-    figure: str
     make_toy: Callable[..., Toy]
     noise_dim: int  # 10 in the paper; points are easier to reach from noise in the plane
     num_steps: int
     rate: float
+    figure: str = "figure1"
     num_psi: int = 1_000_000  # for the masses of counts
 
 
 TASKS = {
     task.make_toy.__name__: task
     for task in [
-        Task("negative binomial", "figure1", datasets.negative_binomial, 10, 4000, 0.01),
-        Task(
-            "Poisson + negative binomial",
-            "figure1",
-            datasets.poisson_negative_binomial,
-            10,
-            4000,
-            0.01,
-        ),
-        Task("ring + noise", "figure1", datasets.noisy_ring, 2, 4000, 0.02),
-        Task("8 Gaussians on a ring", "figure1", datasets.ring_of_gaussians, 2, 8000, 0.02),
-        Task("uneven grid", "figure3a", datasets.uneven_grid_of_gaussians, 2, 9000, 0.03),
+        Task("negative binomial", datasets.negative_binomial, 10, 3000, 0.01),
+        Task("Poisson + negative binomial", datasets.poisson_negative_binomial, 10, 4000, 0.01),
+        Task("ring + noise", datasets.noisy_ring, 2, 4000, 0.02),
+        Task("8 Gaussians on a ring", datasets.ring_of_gaussians, 2, 6000, 0.02),
+        Task("uneven grid", datasets.uneven_grid_of_gaussians, 2, 9000, 0.03, "figure3a"),
     ]
 }
 
@@ -107,7 +101,7 @@ class Generator(PyroModule):
 
     def rate(self, noise: Tensor) -> Tensor:
         """Map noise to the positive mean of a count."""
-        return self.net(noise).squeeze(-1).exp()
+        return nn.functional.softplus(self.net(noise).squeeze(-1))
 
     def forward(self, data: Tensor, sigma: float | None) -> Tensor:
         """Observe the data."""
@@ -128,10 +122,10 @@ def noise_of(toy: Toy) -> float | None:
 
 
 def sigma_at(progress: float, final: float | None) -> float | None:
-    """Shrink sigma geometrically, then hold it; counts have none."""
+    """Shrink sigma linearly, then hold it; counts have none."""
     if final is None:
         return None
-    return START_SIGMA * (final / START_SIGMA) ** min(1.0, progress / ANNEALED)
+    return START_SIGMA + (final - START_SIGMA) * min(1.0, progress / ANNEALED)
 
 
 def relative_rate(progress: float) -> float:
@@ -218,35 +212,42 @@ def empirical_cdf(psi: Tensor, x: Tensor) -> Tensor:
 # ----------------------------------------------------------------------------------------- pictures
 
 
+def draw_frequencies(ax: Axes, counts: Tensor, truth: Tensor, colour: str) -> None:
+    """Draw how often each count came, over its true mass."""
+    kept = counts[counts < len(truth)].long().cpu()
+    shares = torch.bincount(kept, minlength=len(truth)) / len(counts)
+    ax.bar(range(len(truth)), shares.numpy(), width=1.0, color=colour, label="frequency")
+    ax.plot(truth, color="black", lw=1, label="true mass")
+    ax.set(xlim=(-0.5, len(truth) - 0.5), ylim=(0, 1.4 * float(truth.max())), xlabel="count")
+    ax.legend(frameon=False)
+
+
+def draw_mixing(ax: Axes, toy: Toy, psi: Tensor, last: int) -> None:
+    """Draw the distribution functions of the recovered and of the true psi."""
+    x = torch.linspace(0, last, 1000, device=psi.device)
+    ax.plot(x.cpu(), empirical_cdf(psi, x).cpu(), color=PSI, lw=2, label="recovered")
+    ax.plot(x.cpu(), toy.mixing.cdf(x).cpu(), color="black", lw=1, label="true")
+    ax.set(xlim=(0, last), ylim=(0, 1.02), xlabel="psi", ylabel="distribution function")
+    ax.legend(frameon=False, loc="lower right")
+
+
 def draw_counts(axes: Sequence[Axes], toy: Toy, law: SemiImplicit) -> None:
-    """Draw a row: frequencies of data and of samples over the true masses; both laws of psi."""
-    last = int(toy.sample(NUM_PLOTTED).max())
+    """Draw a row: frequencies of data and of samples, and the laws of psi."""
+    data = toy.sample(NUM_PLOTTED)
+    last = int(data.max())
     truth = toy.pmf(range(last + 1)).cpu()
-    samples = law.sample((NUM_PLOTTED,))
-    for ax, draws, colour in zip(
-        axes, (toy.sample(NUM_PLOTTED), samples), (DATA, SAMPLES), strict=False
-    ):
-        shares = torch.bincount(draws.long().cpu(), minlength=last + 1)[: last + 1] / NUM_PLOTTED
-        ax.bar(range(last + 1), shares, width=1.0, color=colour, label="frequency")
-        ax.plot(truth, color="black", lw=1, label="true mass")
-        ax.set(xlim=(-0.5, last + 0.5), ylim=(0, 1.4 * float(truth.max())), xlabel="count")
-        ax.legend(frameon=False)
-    x = torch.linspace(0, last, 1000, device=samples.device)
-    axes[2].plot(x.cpu(), toy.mixing.cdf(x).cpu(), color="black", lw=1, label="true law of psi")
-    psi = law.mixing.sample((NUM_COVERAGE,))
-    axes[2].plot(x.cpu(), empirical_cdf(psi, x).cpu(), color=PSI, label="recovered law of psi")
-    axes[2].set(xlim=(0, last), ylim=(0, 1.02), xlabel="psi", ylabel="distribution function")
-    axes[2].legend(frameon=False, loc="lower right")
+    draw_frequencies(axes[0], data, truth, DATA)
+    draw_frequencies(axes[1], law.sample((NUM_PLOTTED,)), truth, SAMPLES)
+    draw_mixing(axes[2], toy, law.mixing.sample((NUM_COVERAGE,)), last)
 
 
 def draw_points(axes: Sequence[Axes], toy: Toy, law: SemiImplicit) -> None:
     """Draw a row: data, samples and the psi behind these, on the same axes."""
     data, samples = toy.sample(NUM_PLOTTED), law.sample((NUM_PLOTTED,))
     limit = 1.15 * float(data.abs().max())
-    for ax, draws, colour in zip(
-        axes, (data, samples, law.psi(samples)), (DATA, SAMPLES, PSI), strict=False
-    ):
-        ax.scatter(*draws.cpu().T, s=2, alpha=0.4, linewidths=0, color=colour)
+    columns = [(data, DATA), (samples, SAMPLES), (law.psi(samples), PSI)]
+    for ax, (points, colour) in zip(axes, columns, strict=True):
+        ax.scatter(*points.cpu().T, s=3, alpha=0.5, linewidths=0, color=colour)
         ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
 
 
@@ -260,8 +261,9 @@ def draw(fits: Sequence[tuple[Task, Toy, SemiImplicit]], path: Path) -> None:
     )
     for row, (task, toy, law) in zip(axes, fits, strict=True):
         (draw_points if toy.mixing is None else draw_counts)(row, toy, law)
-        for ax, column in zip(row, columns, strict=True):
-            ax.set_title(f"{task.title}: {column}")
+        row[0].set_ylabel(task.title, fontweight="bold")
+    for ax, column in zip(axes[0], columns, strict=True):
+        ax.set_title(column)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

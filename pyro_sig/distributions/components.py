@@ -49,6 +49,7 @@ def run_conditional(
     Example::
 
         >>> import pyro.distributions as dist
+        >>> import torch
         >>> run_conditional(lambda psi: dist.Normal(psi, 1.0), torch.zeros(3), 0).batch_shape
         torch.Size([3])
     """
@@ -85,6 +86,7 @@ def mixture_support(components: Distribution) -> constraints.Constraint:
     Example::
 
         >>> import pyro.distributions as dist
+        >>> import torch
         >>> mixture_support(dist.Gamma(torch.ones(3), 1.0))
         GreaterThanEq(lower_bound=0.0)
     """
@@ -165,6 +167,7 @@ def mixture_moments(components: Distribution) -> tuple[Tensor, Tensor]:
     Example::
 
         >>> import pyro.distributions as dist
+        >>> import torch
         >>> mixture_moments(dist.Normal(torch.tensor([-1.0, 1.0]), 1.0))
         (tensor(0.), tensor(2.))
     """

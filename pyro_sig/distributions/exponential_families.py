@@ -8,7 +8,8 @@ the :class:`~pyro_sig.distributions.pairwise.Terms` of
 .. math::
     \log p(x_{ir} \mid \psi_{jr}) = T_{ir} \cdot \eta_{jr} - A_{jr} + h_{ir},
 
-or a string that says why these parameters have no such form.
+or a string that says why these parameters have no such form. A function may return
+:math:`A` summed over coordinates, of shape ``[M]``.
 """
 
 from __future__ import annotations
@@ -56,6 +57,30 @@ def _logits(logits: Tensor | None, probs: Tensor | None, is_binary: bool = False
 # ---------------------------------------------------------------------------- location and scale
 
 
+class _RowSquares(torch.autograd.Function):
+    """Squared norms of rows: one pass over a large matrix each way."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(x, dim=-1).square()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:  # noqa: ANN401
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
+        (x,) = ctx.saved_tensors
+        return (2 * grad).unsqueeze(-1) * x
+
+
+def _half_squares(loc: Tensor, precision: Tensor) -> Tensor:
+    """Half the squared distance of each component to the origin, summed over coordinates."""
+    if precision.shape[-1] == 1:
+        return 0.5 * precision.squeeze(-1) * _RowSquares.apply(loc)
+    return 0.5 * _RowSquares.apply(loc * precision.sqrt())
+
+
 @register_pairwise(
     torch_dist.Normal, dist.Normal, event_dims={"loc": 0, "scale": 0}, location="loc"
 )
@@ -66,7 +91,7 @@ def normal(value: Tensor, loc: Tensor, scale: Tensor) -> Terms:
             statistics=(value * precision).unsqueeze(-1),
             carrier=(-0.5 * precision) * value.square() - scale.log() - _HALF_LOG_2PI,
             natural=loc.unsqueeze(-1),
-            log_normalizer=(0.5 * precision) * loc.square(),
+            log_normalizer=_half_squares(loc.expand(-1, value.shape[1]), precision),
         )
     return Terms(
         statistics=_stack(value, value.square()),

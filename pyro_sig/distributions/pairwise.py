@@ -253,12 +253,14 @@ def _separate(
         return terms
     num_data, num_coordinates, num_features = terms.statistics.shape
     natural = terms.natural.expand(num_components, num_coordinates, num_features)
-    log_normalizer = terms.log_normalizer.expand(num_components, num_coordinates)
+    log_normalizer = terms.log_normalizer
+    if log_normalizer.dim() == 2:
+        log_normalizer = log_normalizer.expand(num_components, num_coordinates).sum(-1)
     return Terms(
         terms.statistics.flatten(1),
         terms.carrier.expand(num_data, num_coordinates).sum(-1),
         natural.flatten(1),
-        log_normalizer.sum(-1),
+        log_normalizer.expand(num_components),
     )
 
 
@@ -348,7 +350,7 @@ def mixture_log_prob(
 
         >>> import pyro.distributions as dist
         >>> components = dist.Laplace(torch.zeros(4), 1.0)
-        >>> mixture_log_prob(components, torch.zeros(3)).exp()
+        >>> mixture_log_prob(components, torch.zeros(3)).exp().round(decimals=3)
         tensor([2., 2., 2.])
     """
     event_shape = components.event_shape

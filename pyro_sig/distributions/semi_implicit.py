@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pyro_sig.distributions.components import (
     check_positive,
+    component_log_prob,
     mixture_moments,
     mixture_support,
     run_conditional,
@@ -136,7 +137,8 @@ class SemiImplicit(TorchDistribution):
         self.chunk_size = chunk_size
         self._draws = _Draws()
         self._lineage = Lineage()
-        first = min(num_mixing, chunk_size or num_mixing) if share_draws else 1
+        # Two psi are enough to tell whether the support depends on them.
+        first = min(num_mixing, chunk_size or num_mixing) if share_draws else 2
         psi, components = self._draw(mixing, (first,))
         if share_draws:
             self._draws.psi, self._draws.components = psi, components
@@ -348,7 +350,7 @@ class SemiImplicit(TorchDistribution):
         if origin is None:
             log_prob = log_sum - math.log(self.num_mixing)
         else:
-            own = origin.conditional.log_prob(value)
+            own = component_log_prob(origin.conditional, value)
             log_prob = torch.logaddexp(log_sum, own) - math.log1p(self.num_mixing)
             if not self.mixing.has_rsample:
                 log_mixing = log_mixing + self.mixing.log_prob(origin.psi)
@@ -372,7 +374,7 @@ class SemiImplicit(TorchDistribution):
 
             def chunk(value: Tensor, size: int) -> Tensor:
                 components = self._draw(mixing, (size, *shape))[1]
-                return components.log_prob(value).logsumexp(0)
+                return component_log_prob(components, value).logsumexp(0)
 
             if self.chunk_size is None:
                 return chunk(value, left)
@@ -395,12 +397,13 @@ class SemiImplicit(TorchDistribution):
         if not self.share_draws:
             mixing, shape = self._own_mixing(value)
             psi, components = self._draw(mixing, (self.num_mixing, *shape))
-            return psi, components.log_prob(value), 0
+            return psi, component_log_prob(components, value), 0
         psi, components = self._fresh()
         rows = value.shape[: value.dim() - len(self.event_shape)]
         value = value.expand(torch.broadcast_shapes(rows, self.batch_shape) + self.event_shape)
         dim = -1 - len(self.mixing.batch_shape)
-        return psi, components.log_prob(value.unsqueeze(dim - len(self.event_shape))), dim
+        value = value.unsqueeze(dim - len(self.event_shape))
+        return psi, component_log_prob(components, value), dim
 
     def to_mixture(self, num_mixing: int | None = None) -> FixedMixture:
         r"""Freezes psi, for a ``log_prob`` that is deterministic (NUTS needs one).

@@ -13,8 +13,8 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_sig.distributions.components import check_positive
-from pyro_sig.infer.direct_bound import direct_bound
-from pyro_sig.infer.marginalize import (
+from pyro_sig.infer._direct_bound import direct_bound
+from pyro_sig.infer._marginalize import (
     MarginalizeImplicit,
     explained_scales,
     refuse_guided_sites,

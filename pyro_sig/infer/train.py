@@ -67,6 +67,13 @@ class History(Mapping[str, list[float]]):
     :ivar num_steps: steps taken.
     :ivar seconds: wall-clock time of the run, in seconds.
     :ivar stopped: whether a callback ended the run early.
+
+    Example::
+
+        >>> history = History()
+        >>> history.append({"loss": 2.0})
+        >>> history["loss"]
+        [2.0]
     """
 
     def __init__(self) -> None:

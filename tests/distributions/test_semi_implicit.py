@@ -27,6 +27,20 @@ def within(estimates, truth):
     return abs(estimates.mean() - truth) <= SIGMAS * error
 
 
+@pytest.mark.parametrize("share_draws", [True, False])
+def test_a_support_that_depends_on_psi(share_draws):
+    """Psi below the value give density 0, the others count."""
+    torch.manual_seed(0)
+    mixing = dist.Uniform(torch.tensor(1.0), 2.0)
+    p = SemiImplicit(mixing, lambda psi: dist.Uniform(0 * psi, psi), 200_000, share_draws)
+    value = torch.tensor([0.5, 1.5])
+    # p(x) = int_max(1, x)^2 1 / psi d psi = log 2 - log max(1, x); 5 SE of the mean of 200,000.
+    truth = torch.tensor([math.log(2), math.log(2 / 1.5)])
+    assert torch.allclose(p.log_prob(value).exp(), truth, atol=5 * 0.4 / math.sqrt(200_000))
+    drawn = p.rsample((3,))
+    assert p.log_prob(drawn).isfinite().all()
+
+
 # -------------------------------------------------------------------------- closed-form marginals
 
 

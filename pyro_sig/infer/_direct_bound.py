@@ -14,7 +14,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pyro_sig.infer.marginalize import (
+from pyro_sig.infer._marginalize import (
     MarginalizeImplicit,
     NeedsIndexError,
     PairwiseEmission,

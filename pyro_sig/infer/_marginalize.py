@@ -18,6 +18,7 @@ from torch.distributions import Distribution, Independent, constraints
 
 from pyro_sig.distributions import Implicit, Terms, log_mixture, pairwise_terms
 from pyro_sig.distributions.components import check_positive
+from pyro_sig.distributions.log_mixture import full_precision
 
 __all__ = [
     "MarginalizeImplicit",
@@ -98,7 +99,8 @@ class PairwiseEmission(TorchDistribution):
         self._validate(value)
         statistics, carrier, natural, log_normalizer = self.terms
         # One column per datum: the enumerated index is on the left in the program.
-        scores = torch.addmm((-log_normalizer).unsqueeze(-1), natural, statistics.mT) + carrier
+        with full_precision(statistics.device):
+            scores = torch.addmm((-log_normalizer).unsqueeze(-1), natural, statistics.mT) + carrier
         return scores.reshape(self.inner_shape).expand(self.batch_shape)
 
 

@@ -1,0 +1,70 @@
+"""The main paths on a CUDA device: same values as on the CPU, nothing left behind on it."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.optim import Adam
+
+from pyro_sig.distributions import Implicit, SemiImplicit, mixture_log_prob
+from pyro_sig.infer import SIG_ELBO, train
+from pyro_sig.nn import MLP
+
+pytestmark = pytest.mark.cuda
+
+
+def no_guide(x):
+    pass
+
+
+def gaussian(psi):
+    return dist.Normal(psi, 0.5).to_event(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [0.5, 1e-3])
+def test_mixture_agrees_with_the_cpu(dtype, scale):
+    torch.manual_seed(0)
+    psi, x = torch.randn(300, 5, dtype=dtype), torch.randn(40, 5, dtype=dtype)
+    values, grads = [], []
+    for device in ("cpu", "cuda"):
+        loc = psi.to(device, copy=True).requires_grad_()
+        value = mixture_log_prob(dist.Normal(loc, scale).to_event(1), x.to(device))
+        value.sum().backward()
+        values.append(value.detach().cpu())
+        grads.append(loc.grad.cpu())
+    assert torch.allclose(*values, rtol=1e-4)
+    assert torch.allclose(*grads, rtol=1e-3, atol=1e-3 * grads[0].abs().max().item())
+
+
+@pytest.mark.parametrize("chunk_size", [None, 100])
+@pytest.mark.parametrize("way", ["semi_implicit", "sig_elbo"])
+def test_training_steps(way, chunk_size):
+    torch.manual_seed(0)
+    net = MLP(2, [16], 3, device="cuda")
+    noise = dist.Normal(torch.zeros(2, device="cuda"), 1.0).to_event(1)
+    x = torch.randn(50, 3, device="cuda")
+
+    def model(x):
+        pyro.module("net", net)
+        prior = Implicit(net, noise, 3)
+        with pyro.plate("data", len(x), device="cuda"):
+            if way == "semi_implicit":
+                pyro.sample("x", SemiImplicit(prior, gaussian, 250, chunk_size=chunk_size), obs=x)
+            else:
+                psi = pyro.sample("psi", prior)
+                pyro.sample("x", gaussian(psi), obs=x)
+
+    elbo = Trace_ELBO() if way == "semi_implicit" else SIG_ELBO(250, chunk_size=chunk_size)
+    history = train(SVI(model, no_guide, Adam({"lr": 0.01}), elbo), x, 100, progress=False)
+    assert sum(history["loss"][-20:]) < sum(history["loss"][:20])
+
+
+def test_guide_with_own_draws():
+    net = MLP(2, [16], 3, device="cuda")
+    noise = dist.Normal(torch.zeros(2, device="cuda"), 1.0).to_event(1)
+    q = SemiImplicit(Implicit(net, noise, 3), gaussian, 20, share_draws=False).expand([7])
+    z = q.rsample((4,))
+    assert z.is_cuda and q.log_prob(z).shape == (4, 7)
+    assert q.to_mixture(50).sample((3,)).is_cuda
