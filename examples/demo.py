@@ -6,6 +6,7 @@ marginalises. Pictures, a table (`metrics.json`) and ArviZ files go to the outpu
 """
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ class Settings(NamedTuple):
 
     digit_steps: int = 1500
     digit_batch: int = 500
-    digit_mixing: int = 1000
+    digit_mixing: int = 2000
     test_mixing: int = 200_000
     count_steps: int = 3000
     count_batch: int = 512
@@ -54,6 +55,8 @@ class Settings(NamedTuple):
 
 
 SMOKE = Settings(20, 100, 50, 1000, 20, 100, 50, 10_000, 2000, 200)
+
+COLOURS = {"Robbins": "black", "SIG": "tab:red", "gamma": "tab:blue", "NPMLE": "tab:green"}
 
 
 def no_guide(*args: Tensor | int | None) -> None:
@@ -133,15 +136,13 @@ def fit_digits(images: Tensor, settings: Settings) -> DigitGenerator:
 
 def baseline_scores(train_set: Tensor, test_set: Tensor, seed: int) -> dict[str, float]:
     """Mean test log-likelihood of classical densities, tuned on a fifth of the training set."""
-    fit, valid = np.split(train_set.double().cpu().numpy(), [4 * len(train_set) // 5])
     everything, test = train_set.double().cpu().numpy(), test_set.double().cpu().numpy()
+    fit, valid = np.split(everything, [4 * len(everything) // 5])
 
     def gaussians(counts: Sequence[int]) -> list[BaseEstimator]:
-        return [
-            GaussianMixture(k, reg_covar=ridge, random_state=seed)
-            for k in counts
-            for ridge in (1e-5, 1e-4, 3e-4, 1e-3, 3e-3)
-        ]
+        ridges = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+        pairs = itertools.product(counts, ridges)
+        return [GaussianMixture(k, reg_covar=r, random_state=seed) for k, r in pairs]
 
     families = {
         "one Gaussian": gaussians([1]),
@@ -200,7 +201,7 @@ def draw_sheets(sheets: dict[str, Tensor], rows: int, columns: int, path: Path) 
     for axis, (title, images) in zip(axes, sheets.items(), strict=True):
         tiles = images[: rows * columns].view(rows, columns, 8, 8)
         tiles = nn.functional.pad(tiles, (1, 1, 1, 1), value=0.6).movedim(2, 1)
-        sheet = tiles.reshape(rows * 10, columns * 10).cpu()
+        sheet = tiles.reshape(rows * 10, columns * 10).cpu().numpy()
         axis.imshow(sheet, cmap="gray", vmin=0, vmax=1)
         axis.set_title(title, fontsize=11)
         axis.axis("off")
@@ -317,9 +318,15 @@ def run_accidents(settings: Settings, seed: int, device: str, out: Path) -> dict
     data.to_netcdf(str(out / "accidents.nc"))
 
     figure, axes = plt.subplots(1, 3, figsize=(16, 4.8), layout="constrained")
-    draw_mixing(axes[0], rates.mixing().sample((settings.pmf_mixing,)), gamma, grid, weights)
-    draw_pmf(axes[1], drivers, log_pmf)
-    draw_means(axes[2], {name: x[:7].tolist() for name, x in means.items()})
+    psi = rates.mixing().sample((settings.pmf_mixing,))
+    draw_mixing(axes[0], psi, dist.Gamma(gamma.concentration, gamma.rate), grid, weights)
+    draw_fit(axes[1], drivers, log_pmf)
+    for name, values in means.items():
+        style = "x" if name == "Robbins" else "o-"
+        axes[2].plot(values[:7].cpu().numpy(), style, color=COLOURS[name], label=name)
+    axes[2].set(xlabel="accidents $x$", ylabel=r"$E[\psi\,|\,x]$", title="expected rate given $x$")
+    for axis in axes:
+        axis.legend()
     save(figure, out / "accidents.png")
     return {
         "log-likelihood": {k: (x @ drivers.double()).item() for k, x in log_pmf.items()},
@@ -327,46 +334,35 @@ def run_accidents(settings: Settings, seed: int, device: str, out: Path) -> dict
     }
 
 
-COLOURS = {"Robbins": "black", "SIG": "tab:red", "gamma": "tab:blue", "NPMLE": "tab:green"}
-
-
-def draw_mixing(
-    axis: Axes, psi: Tensor, gamma: dist.GammaPoisson, grid: Tensor, weights: Tensor
-) -> None:
+def draw_mixing(axis: Axes, psi: Tensor, gamma: dist.Gamma, grid: Tensor, weights: Tensor) -> None:
     """Draws the mixing laws as densities of log psi."""
     edges = np.linspace(np.log(0.01), np.log(10), 120)
     log_psi = psi.log().cpu().numpy()
-    share = np.histogram(log_psi, edges)[0] / len(log_psi) / np.diff(edges)
-    axis.stairs(share, np.exp(edges), fill=True, color=COLOURS["SIG"], alpha=0.45, label="SIG")
-    curve = (dist.Gamma(gamma.concentration, gamma.rate).log_prob(grid) + grid.log()).exp()
-    axis.plot(grid.cpu(), curve.cpu(), color=COLOURS["gamma"], label="gamma")
-    spread = weights / (grid[1] / grid[0]).log()
-    axis.plot(grid.cpu(), spread.cpu(), color=COLOURS["NPMLE"], label="NPMLE (EM)")
+    density = np.histogram(log_psi, edges)[0] / len(log_psi) / np.diff(edges)
+    axis.stairs(density, np.exp(edges), fill=True, color=COLOURS["SIG"], alpha=0.45, label="SIG")
+    curves = {
+        "gamma": (gamma.log_prob(grid) + grid.log()).exp(),
+        "NPMLE": weights / (grid[1] / grid[0]).log(),
+    }
+    for name, curve in curves.items():
+        axis.plot(grid.cpu().numpy(), curve.cpu().numpy(), color=COLOURS[name], label=name)
     axis.set(xscale="log", xlabel=r"accident rate $\psi$", ylabel=r"density of $\log\,\psi$")
     axis.set_title("recovered mixing law")
-    axis.legend()
 
 
-def draw_pmf(axis: Axes, drivers: Tensor, log_pmf: dict[str, Tensor]) -> None:
+def draw_fit(axis: Axes, drivers: Tensor, log_pmf: dict[str, Tensor]) -> None:
     """Draws observed and expected numbers of drivers."""
     x = np.arange(len(drivers))
-    axis.bar(x, drivers.cpu(), color="lightgrey", label="observed")
+    axis.bar(x, drivers.cpu().numpy(), color="lightgrey", label="observed")
     for shift, (name, values) in zip((-0.2, 0.0, 0.2), log_pmf.items(), strict=True):
-        expected = (values.exp() * drivers.sum()).cpu()
-        axis.plot(x + shift, expected, "o", color=COLOURS[name], label=name)
+        axis.plot(
+            x + shift,
+            (values.exp() * drivers.sum()).cpu().numpy(),
+            "o",
+            color=COLOURS[name],
+            label=name,
+        )
     axis.set(yscale="log", xlabel="accidents $x$", ylabel="drivers", title="observed and expected")
-    axis.legend()
-
-
-def draw_means(axis: Axes, means: dict[str, list[float]]) -> None:
-    """Draws the posterior means of all estimators."""
-    for name, values in means.items():
-        style = "x" if name == "Robbins" else "o-"
-        axis.plot(values, style, color=COLOURS[name], label=name)
-    axis.set(
-        xlabel="accidents $x$", ylabel=r"$E[\psi\,|\,x]$", title="expected accidents next year"
-    )
-    axis.legend()
 
 
 # ------------------------------------------------------------------------------------ both parts
