@@ -30,17 +30,13 @@ from torch import Tensor
 from pyro_sig import datasets
 from pyro_sig.diagnostics import mode_coverage
 from pyro_sig.distributions import Implicit, SemiImplicit
-from pyro_sig.infer import train
+from pyro_sig.infer import no_guide, train
 from pyro_sig.nn import MLP
 
 NUM_SAMPLES = 50_000
 FIGURES = ("modes", "hq", "kl", "seconds")
 # Mean and SD over five trials, as printed in Table 1.
 PAPER = {"sig": {"modes": (25, 0), "hq": (0.91, 0.04), "kl": (0.14, 0.07)}}
-
-
-def no_guide(*args: Any) -> None:
-    """Nothing to infer: SIG marginalises psi inside the observed distribution."""
 
 
 # -------------------------------------------------------------------------------------------- SIG
@@ -93,7 +89,7 @@ def fit_sig(toy: datasets.Toy, args: argparse.Namespace) -> Callable[[int], Tens
         }
     )
     svi = SVI(model, no_guide, optim, Trace_ELBO(max_plate_nesting=1))
-    train(svi, batch, num_steps)
+    train(svi, batch, num_steps, description="SIG")
     with torch.no_grad():
         return generator(toy.mode_std).sample
 

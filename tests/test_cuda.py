@@ -8,14 +8,10 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 
 from pyro_sig.distributions import Implicit, SemiImplicit, mixture_log_prob
-from pyro_sig.infer import SIG_ELBO, train
+from pyro_sig.infer import SIG_ELBO, no_guide, train
 from pyro_sig.nn import MLP
 
 pytestmark = pytest.mark.cuda
-
-
-def no_guide(x):
-    pass
 
 
 def gaussian(psi):

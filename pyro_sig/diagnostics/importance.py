@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_sig.distributions import SemiImplicit
+from pyro_sig.distributions.components import check_positive
 
 __all__ = ["log_importance_weights"]
 
@@ -41,7 +42,7 @@ def log_importance_weights(
     :param kwargs: keyword arguments of both programs.
     :return: a tensor of shape ``[S]``.
     :raises ValueError: if a site is a :class:`~pyro_sig.distributions.SemiImplicit` of several
-        rows with ``share_draws=True``, which biases their joint weight.
+        rows with ``share_draws=True``, which biases their joint weight, or ``num_samples < 1``.
 
     Reference: M. Yin and M. Zhou (2018), "Semi-Implicit Variational Inference", section 3.
 
@@ -56,8 +57,7 @@ def log_importance_weights(
         >>> log_importance_weights(model, guide, num_samples=2)
         tensor([-1.3280, -1.3280])
     """
-    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-        raise ValueError(f"`num_samples` must be a positive integer, was {num_samples!r}")
+    check_positive("num_samples", num_samples)
     log_weights = []
     with torch.no_grad():
         for _ in range(num_samples):

@@ -255,13 +255,14 @@ _ONE_SCALE = (
 
 
 def check_scales(trace: Trace, *names: str) -> None:
-    """Checks that sites have one scale.
+    """Checks that sites have one scale: a number, or a tensor with one weight for each row.
 
     :param trace: the model's trace.
     :param str names: sites that are summed out together.
     :raises ValueError: if their scales differ.
     """
-    if len({float(trace.nodes[name]["scale"]) for name in names}) > 1:
+    first, *others = (torch.as_tensor(trace.nodes[name]["scale"]) for name in names)
+    if any(other.shape != first.shape or (other != first).any() for other in others):
         raise ValueError(_ONE_SCALE)
 
 
@@ -271,6 +272,11 @@ def explained_scales() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if "common poutine.scale" not in str(error):
-            raise
-        raise ValueError(_ONE_SCALE) from error
+        if "common poutine.scale" in str(error):
+            raise ValueError(_ONE_SCALE) from error
+        if "only supports scalar poutine.scale" in str(error):
+            raise ValueError(
+                "`poutine.scale` must be a number where several sites are summed out; a weight for "
+                "each row is possible in a program of one implicit and one observed site"
+            ) from error
+        raise

@@ -37,6 +37,9 @@ class SIG_ELBO(TraceEnum_ELBO):
     :class:`~pyro_sig.distributions.SemiImplicit` is. Other latents keep their guide; discrete
     ones may be enumerated as in :class:`pyro.infer.TraceEnum_ELBO`. The bound tightens as M grows.
 
+    Equal rows can be counted once: with one implicit and one observed site, both may stand under
+    ``poutine.scale(scale=counts)`` with a count for each row.
+
     :param int num_mixing: number M of draws at each implicit site; a site can ask for its own by
         ``infer={"num_mixing": M}``.
     :param int chunk_size: draw and score this many psi at a time and compute them again in the

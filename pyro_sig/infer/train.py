@@ -114,6 +114,7 @@ def train(
     *,
     callbacks: Iterable[Callable[[int, Any, Any], object]] = (),
     progress: bool = True,
+    description: str | None = None,
     check_training: bool = True,
 ) -> History:
     r"""Trains by calling ``inference.step`` on one batch after another.
@@ -144,6 +145,7 @@ def train(
         step, with the step number counted from 0 and what the step returned. Raising
         :class:`StopTraining` ends the run; what they return is ignored.
     :param progress: show a bar with the smoothed loss and the learning rate.
+    :param description: text in front of the bar, for a script that shows several.
     :param check_training: look for what does not train, as said above.
     :return: the losses of all steps.
     :raises NonFiniteLossError: (a ``ValueError``) at the first loss that is NaN or infinite.
@@ -175,7 +177,7 @@ def train(
 
     history = History()
     arguments = _arguments(batches)
-    meter = _ProgressBar(num_steps) if progress else _NoProgress()
+    meter = _ProgressBar(num_steps, description) if progress else _NoProgress()
     start = time.perf_counter()
     try:
         for step in range(num_steps):
@@ -304,10 +306,10 @@ class _NoProgress:
 
 
 class _ProgressBar(_NoProgress):
-    def __init__(self, num_steps: int) -> None:
+    def __init__(self, num_steps: int, description: str | None) -> None:
         from tqdm.auto import tqdm
 
-        self._bar = tqdm(total=num_steps)
+        self._bar = tqdm(total=num_steps, desc=description)
         self._smoothed: dict[str, float] = {}
 
     def update(self, losses: dict[str, float], inference: Any) -> None:

@@ -19,13 +19,10 @@ from pyro.infer import (
 from pyro.optim import Adam
 
 from pyro_sig.distributions import Implicit, SemiImplicit
+from pyro_sig.infer import no_guide
 from pyro_sig.nn import MLP
 
 SIGMAS = 5.0  # one failure in 1.7 million
-
-
-def no_guide(*args):
-    pass
 
 
 def noise():

@@ -13,14 +13,10 @@ from pyro.nn import PyroModule, PyroParam
 from pyro.optim import Adam
 
 from pyro_sig.distributions import Implicit, SemiImplicit
-from pyro_sig.infer import SIG_ELBO, train
+from pyro_sig.infer import SIG_ELBO, no_guide, train
 from pyro_sig.nn import MLP
 
 DOUBLE = {"dtype": torch.float64}
-
-
-def no_guide(*args):
-    pass
 
 
 def noise(dim=2):
@@ -178,6 +174,30 @@ def test_subsampling_scales_and_streams():
     torch.manual_seed(1)
     streamed = SIG_ELBO(10, chunk_size=10, max_plate_nesting=1).loss(model, no_guide, x)
     assert math.isclose(loss, streamed, rel_tol=1e-10)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_rows_may_have_weights(chunk_size):
+    """Equal rows counted once, with their number as scale."""
+    programs = Programs()
+    weights = torch.tensor([3.0, 1.0, 2.0, 5.0, 1.0, 1.0, 4.0], **DOUBLE)
+
+    def model(x):
+        pyro.module("net", programs.net)
+        with pyro.plate("data", len(x)), poutine.scale(scale=weights):
+            psi = pyro.sample("psi", Implicit(programs.net, noise(), 3))
+            pyro.sample("x", dist.Normal(psi, 0.5).to_event(1), obs=x)
+
+    elbo = SIG_ELBO(12, chunk_size=chunk_size, max_plate_nesting=1)
+    torch.manual_seed(1)
+    weighted = elbo.loss(model, no_guide, programs.x)
+    torch.manual_seed(1)
+    rows = programs.x.repeat_interleave(weights.long(), 0)
+    assert math.isclose(weighted, elbo.loss(programs.flat, no_guide, rows), rel_tol=1e-10)
+    elbo = SIG_ELBO(12, max_plate_nesting=1)
+    elbo._enumerates = True
+    with pytest.raises(ValueError, match="`poutine.scale` must be a number where several sites"):
+        elbo.loss(model, no_guide, programs.x)
 
 
 def test_mask_inside_the_mean():
