@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
@@ -93,7 +94,7 @@ class FixedMixture(TorchDistribution):
         for name in ("psi", "conditional", "psi_event_dim", "chunk_size", "components"):
             setattr(new, name, getattr(self, name))
         batch_shape = torch.Size(batch_shape)
-        torch.broadcast_shapes(self.batch_shape, batch_shape)
+        broadcast_shape(self.batch_shape, batch_shape)
         super(FixedMixture, new).__init__(batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -135,5 +136,5 @@ class FixedMixture(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         log_sum = mixture_log_prob(self.components, value, self.chunk_size)
-        shape = torch.broadcast_shapes(log_sum.shape, self.batch_shape)
+        shape = broadcast_shape(log_sum.shape, self.batch_shape)
         return (log_sum - math.log(self.num_mixing)).expand(shape)

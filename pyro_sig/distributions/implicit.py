@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
@@ -102,7 +103,7 @@ class Implicit(TorchDistribution):
     def own_batch_shape(self) -> torch.Size:
         """Batch shape of noise and inputs, before any expansion: rows that differ in law."""
         inputs = (x.shape[: x.dim() - self.inputs_event_dim] for x in self.inputs)
-        return torch.broadcast_shapes(self.noise.batch_shape, *inputs)
+        return torch.Size(broadcast_shape(self.noise.batch_shape, *inputs))
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
@@ -115,7 +116,7 @@ class Implicit(TorchDistribution):
         for name in ("transform", "noise", "inputs", "inputs_event_dim", "_support"):
             setattr(new, name, getattr(self, name))
         batch_shape = torch.Size(batch_shape)
-        torch.broadcast_shapes(self.batch_shape, batch_shape)
+        broadcast_shape(self.batch_shape, batch_shape)
         super(Implicit, new).__init__(batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new

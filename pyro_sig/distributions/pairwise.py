@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.distributions as torch_dist
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -356,7 +357,7 @@ def mixture_log_prob(
     event_shape = components.event_shape
     own = components.batch_shape[1:]
     rows = value.shape[: value.dim() - len(event_shape)]
-    rows = torch.broadcast_shapes(rows, own)
+    rows = torch.Size(broadcast_shape(rows, own))
     if value.shape[value.dim() - len(event_shape) :] != event_shape:
         raise ValueError(
             f"`value` must end in event_shape {tuple(event_shape)}, was of shape "

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pyro.distributions import Independent, TorchDistribution
 from pyro.distributions.score_parts import ScoreParts
-from pyro.distributions.util import sum_rightmost
+from pyro.distributions.util import broadcast_shape, sum_rightmost
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.utils.checkpoint import checkpoint
@@ -187,7 +187,7 @@ class SemiImplicit(TorchDistribution):
                 setattr(new, name, x)
         new._lineage = self._lineage.child()
         batch_shape = torch.Size(batch_shape)
-        torch.broadcast_shapes(self.batch_shape, batch_shape)
+        broadcast_shape(self.batch_shape, batch_shape)
         super(SemiImplicit, new).__init__(batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -354,7 +354,7 @@ class SemiImplicit(TorchDistribution):
             log_prob = torch.logaddexp(log_sum, own) - math.log1p(self.num_mixing)
             if not self.mixing.has_rsample:
                 log_mixing = log_mixing + self.mixing.log_prob(origin.psi)
-        shape = torch.broadcast_shapes(log_prob.shape, self.batch_shape)
+        shape = broadcast_shape(log_prob.shape, self.batch_shape)
         if log_prob.requires_grad and self.share_draws:
             log_prob.register_hook(self._draws.clear)  # the graph is gone: draw anew next time
         return log_prob.expand(shape), log_mixing
@@ -386,9 +386,8 @@ class SemiImplicit(TorchDistribution):
 
     def _own_mixing(self, value: Tensor) -> tuple[Distribution, torch.Size]:
         """Mixing and sample shape that give every row of the value its own psi."""
-        rows = torch.broadcast_shapes(
-            value.shape[: value.dim() - len(self.event_shape)], self.batch_shape
-        )
+        rows = value.shape[: value.dim() - len(self.event_shape)]
+        rows = torch.Size(broadcast_shape(rows, self.batch_shape))
         extra = len(rows) - len(self.batch_shape)
         return self.mixing.expand(rows[extra:]), rows[:extra]
 
@@ -400,7 +399,7 @@ class SemiImplicit(TorchDistribution):
             return psi, component_log_prob(components, value), 0
         psi, components = self._fresh()
         rows = value.shape[: value.dim() - len(self.event_shape)]
-        value = value.expand(torch.broadcast_shapes(rows, self.batch_shape) + self.event_shape)
+        value = value.expand(*broadcast_shape(rows, self.batch_shape), *self.event_shape)
         dim = -1 - len(self.mixing.batch_shape)
         value = value.unsqueeze(dim - len(self.event_shape))
         return psi, component_log_prob(components, value), dim
@@ -437,8 +436,8 @@ class SemiImplicit(TorchDistribution):
                 f"{tuple(value.shape)}"
             )
         try:
-            torch.broadcast_shapes(value.shape[: value.dim() - len(event)], self.batch_shape)
-        except RuntimeError:
+            broadcast_shape(value.shape[: value.dim() - len(event)], self.batch_shape)
+        except ValueError:
             raise ValueError(
                 f"`value` must have leading dimensions that broadcast with batch_shape "
                 f"{tuple(self.batch_shape)}, was of shape {tuple(value.shape)}"

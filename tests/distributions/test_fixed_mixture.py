@@ -107,7 +107,7 @@ def test_shapes(own, batch_shape, sample_shape):
 
 
 def test_expand_must_broadcast():
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="cannot be broadcast"):
         FixedMixture(torch.randn(7, 3), unit_normal).expand([4])
 
 
