@@ -9,11 +9,12 @@ from pathlib import Path
 
 
 def alternate(
-    steps: dict[str, Callable[[], object]], repeats: int = 15, seconds: float = 0.05
+    steps: dict[str, Callable[[], object]], repeats: int = 15, seconds: float = 0.4
 ) -> dict[str, float]:
     """Median seconds of each alternative, over repeats that take turns.
 
-    Each turn runs an alternative often enough to last about ``seconds``.
+    Each turn runs an alternative often enough to last about ``seconds``, and once before that
+    without being timed: what the one before did to caches and to the heap is not its fault.
     """
     counts = {}
     for name, step in steps.items():
@@ -24,6 +25,7 @@ def alternate(
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats):
         for name, step in steps.items():
+            step()
             start = time.perf_counter()
             for _ in range(counts[name]):
                 step()
