@@ -15,17 +15,23 @@ def main() -> None:
     """Measures, prints tables, writes the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--threads",
+        type=int,
+        nargs="+",
+        default=sorted({1, torch.get_num_threads()}),
+        help="numbers of threads for the training steps; the rest takes the last of them",
+    )
     parser.add_argument("--out", type=Path, default=Path("out/bench.json"))
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    print(f"torch {torch.__version__}, {args.threads} threads, medians of {args.repeats} repeats")
-    results = {
-        **streaming.memory(),
-        **steps.run(args.repeats),
-        **tmc.run(args.repeats),
-        **streaming.against_keops(args.repeats),
-    }
+    print(f"torch {torch.__version__}, medians of {args.repeats} repeats that take turns")
+    results = streaming.memory()
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        print(f"\n--- {threads} thread{'s' * (threads > 1)}")
+        results |= {f"{k}_threads{threads}": v for k, v in steps.run(args.repeats).items()}
+    results |= tmc.run(args.repeats)
+    results |= streaming.against_keops(args.repeats)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(results, indent=1))
     print(f"\nwritten to {args.out}")
