@@ -37,7 +37,7 @@ from pyro_sig import datasets
 from pyro_sig.datasets import Toy
 from pyro_sig.diagnostics import energy_test, mode_coverage
 from pyro_sig.distributions import Implicit, SemiImplicit
-from pyro_sig.infer import train
+from pyro_sig.infer import no_guide, train
 from pyro_sig.nn import MLP
 
 NUM_MIXING = 512  # psi in each step, shared by the batch
@@ -114,10 +114,6 @@ class Generator(PyroModule):
             return pyro.sample("x", law, obs=data)
 
 
-def no_guide(data: Tensor, sigma: float | None) -> None:
-    """The law of the data sums psi out: no latent variable is left."""
-
-
 def noise_of(toy: Toy) -> float | None:
     """Return the standard deviation of the Gaussian noise in a toy; None for counts."""
     if toy.mixing is not None:
@@ -152,7 +148,7 @@ def fit(task: Task, toy: Toy) -> tuple[SemiImplicit, float]:
     def batch(step: int) -> tuple[Tensor, float | None]:
         return toy.sample(BATCH_SIZE), sigma_at(step / task.num_steps, sigma)
 
-    history = train(svi, batch, task.num_steps)
+    history = train(svi, batch, task.num_steps, description=task.title)
     with torch.no_grad():
         return generator.law(sigma), history.seconds
 
@@ -290,7 +286,6 @@ def main(args: argparse.Namespace) -> None:
         task = TASKS[name]
         if args.smoke:
             task = replace(task, num_steps=100, num_psi=10_000)
-        print(f"\n{task.title}: {task.num_steps} steps")
         pyro.set_rng_seed(args.seed)
         toy = task.make_toy(device=args.device)
         law, seconds = fit(task, toy)
