@@ -76,6 +76,8 @@ class _RowSquares(torch.autograd.Function):
 
 def _half_squares(loc: Tensor, precision: Tensor) -> Tensor:
     """Half the squared distance of each component to the origin, summed over coordinates."""
+    if loc.shape[-1] < 32:  # a small matrix: the function's overhead would show
+        return (0.5 * precision * loc.square()).sum(-1)
     if precision.shape[-1] == 1:
         return 0.5 * precision.squeeze(-1) * _RowSquares.apply(loc)
     return 0.5 * _RowSquares.apply(loc * precision.sqrt())

@@ -145,7 +145,13 @@ class _FirstSlice(torch.autograd.Function):
 def _collapse(x: Tensor, num_dims: int) -> Tensor:
     """Undoes ``expand`` along the first dimensions: stride 0 means that all slices are one."""
     dims = tuple(d for d in range(num_dims) if x.shape[d] > 1 and x.stride(d) == 0)
-    return _FirstSlice.apply(x, dims) if dims else x
+    if not dims:
+        return x
+    if x.requires_grad:
+        return _FirstSlice.apply(x, dims)
+    for dim in dims:
+        x = x.narrow(dim, 0, 1)
+    return x
 
 
 def _flatten(x: Tensor, num_batch: int, coordinates: torch.Size) -> Tensor:
