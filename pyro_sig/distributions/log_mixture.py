@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import threshold
 
 __all__ = ["full_precision", "log_mixture"]
 
@@ -166,7 +167,7 @@ def _exp_in_place(scores: Tensor) -> Tensor:
     the network behind psi, which make its products several times slower.
     """
     smallest = 0.65 * math.log(torch.finfo(scores.dtype).tiny)
-    return torch.nn.functional.threshold_(scores, smallest, -torch.inf).exp_()
+    return threshold(scores, smallest, -torch.inf, inplace=True).exp_()
 
 
 def _scores(statistics: Tensor, natural: Tensor, log_normalizer: Tensor, buffer: Tensor) -> Tensor:

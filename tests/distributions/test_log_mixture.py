@@ -178,3 +178,9 @@ def test_no_component():
 def test_chunk_size_must_be_positive(chunk_size):
     with pytest.raises(ValueError, match=f"`chunk_size` must be a positive .* was {chunk_size}"):
         log_mixture(*problem(), chunk_size)
+
+
+def test_nan_is_not_taken_for_density_zero():
+    statistics = torch.tensor([[0.0], [math.nan]])
+    log_sum = log_mixture(statistics, torch.zeros(3, 1), torch.zeros(3))
+    assert log_sum.isnan().tolist() == [False, True]
