@@ -181,6 +181,6 @@ def test_chunk_size_must_be_positive(chunk_size):
 
 
 def test_nan_is_not_taken_for_density_zero():
-    statistics = torch.tensor([[0.0], [math.nan]])
+    statistics = torch.tensor([[0.0], [torch.nan]])
     log_sum = log_mixture(statistics, torch.zeros(3, 1), torch.zeros(3))
     assert log_sum.isnan().tolist() == [False, True]
