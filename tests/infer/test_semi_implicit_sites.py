@@ -33,6 +33,19 @@ def gaussian(psi):
     return dist.Normal(psi, 0.5).to_event(1)
 
 
+def observed_program():
+    """A generator at an observed site, and data for it."""
+    net = MLP(2, [5], 3)
+    x = torch.randn(7, 3)
+
+    def model(x):
+        pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", SemiImplicit(Implicit(net, noise(), 3), gaussian, 10), obs=x)
+
+    return model, x
+
+
 ELBOS = {
     "Trace": Trace_ELBO(),
     "Trace vectorised": Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1),
@@ -48,14 +61,7 @@ ELBOS = {
 @pytest.mark.parametrize("name", ELBOS)
 def test_observed_site_trains_under_every_elbo(name):
     torch.manual_seed(0)
-    net = MLP(2, [5], 3)
-    x = torch.randn(7, 3)
-
-    def model(x):
-        pyro.module("net", net)
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", SemiImplicit(Implicit(net, noise(), 3), gaussian, 10), obs=x)
-
+    model, x = observed_program()
     svi = SVI(model, no_guide, Adam({"lr": 0.01}), ELBOS[name])
     losses = [svi.step(x) for _ in range(150)]
     assert sum(losses[-20:]) < sum(losses[:20])
@@ -218,14 +224,7 @@ def test_discrete_conditional_in_a_guide_has_the_right_score_gradient():
 
 
 def test_jit_elbo_runs():
-    net = MLP(2, [5], 3)
-    x = torch.randn(7, 3)
-
-    def model(x):
-        pyro.module("net", net)
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", SemiImplicit(Implicit(net, noise(), 3), gaussian, 10), obs=x)
-
+    model, x = observed_program()
     elbo = JitTrace_ELBO(ignore_jit_warnings=True, max_plate_nesting=1)
     svi = SVI(model, no_guide, Adam({"lr": 0.01}), elbo)
     assert math.isfinite(svi.step(x)) and math.isfinite(svi.step(x))
