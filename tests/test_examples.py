@@ -18,12 +18,15 @@ EXAMPLES: dict[str, list[str]] = {
     "toys.py": [],
 }
 
+# What other scripts import. Alone they print a table and write nothing.
+SHARED = {"posteriordb_models.py"}
+
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def test_every_example_is_listed():
     scripts = {p.name for p in FOLDER.glob("*.py") if not p.name.startswith("_")}
-    assert scripts == set(EXAMPLES)
+    assert scripts == set(EXAMPLES) | SHARED
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -51,3 +54,44 @@ def test_example(name, tmp_path):
     for picture in pictures:
         assert picture.read_bytes().startswith(PNG), picture.name
     assert [p.name for p in tmp_path.iterdir()] == ["out"], "writes outside its output folder"
+
+
+def run_shared(name, *flags, cwd, env):
+    return subprocess.run(
+        [sys.executable, str(FOLDER / name), *flags],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_posteriordb_models_without_data(tmp_path):
+    env = {key: value for key, value in os.environ.items() if key != "PYRO_SIG_DATA"}
+    name = "posteriordb_models.py"
+    for flags, problem in [
+        ([], "--data-dir or PYRO_SIG_DATA must be set"),
+        (["--data-dir", "nowhere"], f"no {Path('nowhere', 'posteriordb')}"),
+    ]:
+        result = run_shared(name, *flags, cwd=tmp_path, env=env)
+        assert result.returncode == 2
+        assert problem in result.stderr
+        assert "https://github.com/stan-dev/posteriordb" in result.stderr
+
+
+def test_posteriordb_models(tmp_path):
+    folder = Path(os.environ.get("PYRO_SIG_DATA", "nowhere")) / "posteriordb"
+    if not folder.is_dir():
+        pytest.skip("PYRO_SIG_DATA has no posteriordb")
+    result = run_shared(
+        "posteriordb_models.py",
+        "--data-dir",
+        str(folder.parent.resolve()),
+        cwd=tmp_path,
+        env=os.environ,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert len(result.stdout.splitlines()) == 12
+    assert not list(tmp_path.iterdir())

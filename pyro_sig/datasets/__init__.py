@@ -1,4 +1,4 @@
-"""Data of the semi-implicit and adversarial literature: toys in closed form, counts, digits.
+"""Data of the semi-implicit and adversarial literature: toys, counts, digits, reference posteriors.
 
 Each toy is a :class:`Toy`: a Pyro distribution that can be sampled and scored exactly, with the
 centres of its modes and, for counts, the true mixing law. Readers take files that are already on
@@ -16,6 +16,7 @@ from pyro_sig.datasets.counts import (
     negative_binomial,
     poisson_negative_binomial,
 )
+from pyro_sig.datasets.posteriordb import PosteriorDB, posteriordb_names, read_posteriordb
 from pyro_sig.datasets.readers import load_digits, load_mnist, read_idx
 from pyro_sig.datasets.toys import (
     NoisyRing,
@@ -31,6 +32,7 @@ __all__ = [
     "MITE_FREQUENCIES",
     "FiniteMixture",
     "NoisyRing",
+    "PosteriorDB",
     "Toy",
     "accident_counts",
     "grid_of_gaussians",
@@ -40,7 +42,9 @@ __all__ = [
     "negative_binomial",
     "noisy_ring",
     "poisson_negative_binomial",
+    "posteriordb_names",
     "read_idx",
+    "read_posteriordb",
     "ring_of_gaussians",
     "uneven_grid_of_gaussians",
 ]

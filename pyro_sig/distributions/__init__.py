@@ -1,6 +1,11 @@
 """Distributions that can be sampled but not, or not wholly, scored."""
 
 from pyro_sig.distributions import exponential_families  # noqa: F401 - fills the registry
+from pyro_sig.distributions.affine_maps import (
+    LowRankAffine,
+    SharedTransform,
+    TriangularAffine,
+)
 from pyro_sig.distributions.fixed_mixture import FixedMixture
 from pyro_sig.distributions.implicit import Implicit
 from pyro_sig.distributions.log_mixture import log_mixture
@@ -16,8 +21,11 @@ from pyro_sig.distributions.semi_implicit import SemiImplicit
 __all__ = [
     "FixedMixture",
     "Implicit",
+    "LowRankAffine",
     "SemiImplicit",
+    "SharedTransform",
     "Terms",
+    "TriangularAffine",
     "log_mixture",
     "mixture_log_prob",
     "pairwise_log_prob",

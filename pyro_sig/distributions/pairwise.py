@@ -18,6 +18,7 @@ from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from pyro_sig.distributions.affine_maps import map_back
 from pyro_sig.distributions.components import component_log_prob
 from pyro_sig.distributions.log_mixture import full_precision, log_mixture
 
@@ -206,6 +207,10 @@ def _terms_and_dtype(
             f"was {tuple(value.shape)}"
         )
     base: Any = components
+    if isinstance(base, torch_dist.TransformedDistribution) and value.dim() == 2:
+        mapped = map_back(base.transforms, value)
+        if mapped is not None:
+            return _mapped_terms(base.base_dist, *mapped, component_dims)
     num_coordinates = 0
     while isinstance(base, torch_dist.Independent):
         num_coordinates += base.reinterpreted_batch_ndims
@@ -245,6 +250,15 @@ def _terms_and_dtype(
             centre = location.detach().mean(0, keepdim=True)
             parameters[entry.location], value = location - centre, value - centre
         terms = _separate(entry, parameters, value, num_components.numel(), torch.float64)
+    return terms, dtype
+
+
+def _mapped_terms(
+    base: torch_dist.Distribution, value: Tensor, volume: Tensor, component_dims: int
+) -> tuple[Terms | str, torch.dtype]:
+    terms, dtype = _terms_and_dtype(base, value, component_dims)
+    if isinstance(terms, Terms):
+        terms = terms._replace(carrier=terms.carrier - volume)
     return terms, dtype
 
 

@@ -1,0 +1,293 @@
+"""An automatic guide with a semi-implicit posterior."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.infer.autoguide import AutoContinuous
+from pyro.infer.autoguide.initialization import init_to_median
+from torch import Tensor, nn
+from torch.distributions import biject_to
+
+from pyro_sig.distributions import Implicit, LowRankAffine, SemiImplicit, TriangularAffine
+from pyro_sig.distributions.components import check_positive
+from pyro_sig.infer._potential import unconstrained_log_density
+from pyro_sig.infer.find_scale import ScaleReport, find_scale
+from pyro_sig.nn import MLP
+
+__all__ = ["AutoSemiImplicit"]
+
+_COVARIANCES = ("full", "low_rank", "diagonal")
+# From here on a dense factor costs more than the network.
+_MAX_FULL = 300
+# Share of the initial variance that is in the spread of psi: enough to break the symmetry.
+_INITIAL_SPREAD = 0.3
+_NUM_SUMMARY_DRAWS = 10_000
+
+
+class AutoSemiImplicit(AutoContinuous):
+    r"""Approximates the joint posterior by an explicit conditional over an implicit law.
+
+    .. math::
+        q(z) = \int q(z \mid \psi) q(\psi) d\psi, \qquad
+        z = m + S f_\phi(\epsilon) \text{ with noise: } \quad
+        z = m + S A \{\mu_\phi(\epsilon) + \sigma_\phi(\epsilon) \odot \eta\},
+
+    where :math:`\epsilon` and :math:`\eta` are standard normal, :math:`\mu_\phi, \sigma_\phi` the
+    outputs of a network, :math:`A` a trained matrix that all components share, and
+    :math:`m, S` location and scale that :func:`find_scale` finds when the guide is first called.
+    The posterior is over the unconstrained latents of all sites together and may be skewed,
+    correlated and multimodal. Use it as :class:`~pyro.infer.autoguide.AutoNormal`.
+
+    :param callable model: a Pyro model with continuous latents.
+    :param int noise_dim: size of :math:`\epsilon`; by default that of the latents, between 3 and
+        32.
+    :param hidden_dims: sizes of the network's hidden layers; by default two of 64, or of 128
+        for more than 32 latents.
+    :param int num_mixing: number K of fresh psi in ``log_prob``.
+    :param str covariance: ``"full"`` (A is triangular: exact for correlated normal posteriors),
+        ``"low_rank"`` (A is the identity and a symmetric update of rank ``rank``) or
+        ``"diagonal"``; by default full up to 300 latents, then low rank.
+    :param int rank: of the low-rank update; by default about the root of the number of latents.
+    :param bool share_draws: whether all particles meet the same fresh psi; see
+        :class:`~pyro_sig.distributions.SemiImplicit`.
+    :param callable init_loc_fn: a per-site initialisation, as for every Pyro guide.
+    :param float init_scale: standard deviation of every unconstrained latent, where the search
+        for the scale starts.
+    :param bool find_scale: whether to search for location and scale; without it they are the
+        initial location and ``init_scale``.
+    :ivar scale_report: what the search found, after the first call.
+    :raises ValueError: for a discrete latent, an unknown covariance, or sizes below 1.
+
+    References: M. Yin and M. Zhou (2018), "Semi-Implicit Variational Inference".
+
+    Example::
+
+        >>> import pyro
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> def model():
+        ...     x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(x.square(), 0.5), obs=torch.tensor(1.0))
+        >>> guide = AutoSemiImplicit(model)
+        >>> svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 1e-2}), Trace_ELBO())
+        >>> isinstance(svi.step(), float)
+        True
+        >>> guide.scale_report.method in ("L-BFGS path", "score matching", "initial point")
+        True
+    """
+
+    scale_report: ScaleReport | None
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        noise_dim: int | None = None,
+        hidden_dims: Sequence[int] | None = None,
+        num_mixing: int = 100,
+        covariance: str | None = None,
+        *,
+        rank: int | None = None,
+        share_draws: bool = True,
+        init_loc_fn: Callable[[dict], Tensor] = init_to_median,
+        init_scale: float = 0.1,
+        find_scale: bool = True,
+    ) -> None:
+        for name, size in (("noise_dim", noise_dim), ("rank", rank)):
+            if size is not None:
+                check_positive(name, size)
+        for size in hidden_dims or ():
+            check_positive("hidden_dims", size)
+        check_positive("num_mixing", num_mixing)
+        if covariance not in (None, *_COVARIANCES):
+            raise ValueError(
+                f"`covariance` must be one of {', '.join(_COVARIANCES)}, was {covariance!r}"
+            )
+        if not (isinstance(init_scale, (int, float)) and init_scale > 0):
+            raise ValueError(f"`init_scale` must be positive, was {init_scale!r}")
+        super().__init__(model, init_loc_fn=init_loc_fn)
+        self.noise_dim, self.hidden_dims = noise_dim, hidden_dims
+        self.num_mixing, self.share_draws = num_mixing, share_draws
+        self.covariance, self.rank = covariance, rank
+        self.init_scale = float(init_scale)
+        self.find_scale = find_scale
+        self.scale_report = None
+        self._given_model = (model,)  # in a tuple: no submodule, as in Pyro's own guides
+
+    # ------------------------------------------------------------------------------------- set-up
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        super()._setup_prototype(*args, **kwargs)
+        self._check_latents()
+        init_loc = self._init_loc()
+        dim = self.latent_dim
+        if self.covariance is None:
+            self.covariance = "full" if dim <= _MAX_FULL else "low_rank"
+        if self.noise_dim is None:
+            self.noise_dim = min(max(3, dim), 32)
+        if self.hidden_dims is None:
+            self.hidden_dims = [64, 64] if dim <= 32 else [128, 128]
+        if self.rank is None:
+            self.rank = min(dim, max(1, round(math.sqrt(dim))))
+        loc, scale_tril = init_loc, self.init_scale * torch.eye(dim).to(init_loc)
+        if self.find_scale:
+            log_density = unconstrained_log_density(
+                self._given_model[0], self._unpack_latent, args, kwargs
+            )
+            # The user's start may be a draw from a very wide prior: the origin and points near it
+            # are tried as well.
+            generator = torch.Generator().manual_seed(0)
+            near = 4 * torch.rand(2, dim, generator=generator).to(init_loc) - 2
+            starts = torch.stack([init_loc, torch.zeros_like(init_loc), *near])
+            loc, scale_tril, self.scale_report = find_scale(
+                log_density, starts, init_scale=self.init_scale
+            )
+        self.register_buffer("loc", loc)
+        if self.covariance == "full":
+            self.register_buffer("scale_tril", scale_tril)
+            self.tril_offset = nn.Parameter(torch.zeros_like(scale_tril))
+        else:
+            self.register_buffer("scale", torch.linalg.vector_norm(scale_tril, dim=-1))
+        if self.covariance == "low_rank":
+            self._init_factor(scale_tril)
+        self._init_network(init_loc)
+
+    def _check_latents(self) -> None:
+        for name, site in self.prototype_trace.iter_stochastic_nodes():
+            if getattr(site["fn"].support, "is_discrete", False):
+                raise ValueError(
+                    f"`model` must have continuous latents, was discrete at site {name!r}: sum it "
+                    "out (config_enumerate with TraceEnum_ELBO) or hide it from this guide "
+                    "(poutine.block)"
+                )
+
+    def _init_factor(self, scale_tril: Tensor) -> None:
+        """The update of the identity that comes nearest to the correlations found."""
+        rows = scale_tril / torch.linalg.vector_norm(scale_tril, dim=-1, keepdim=True)
+        values, vectors = torch.linalg.eigh(rows @ rows.mT)
+        # (I + W W')^2 has the eigenvalue l where W W' has sqrt(l) - 1.
+        gains = (values[-self.rank :].clamp_min(1e-6).sqrt() - 1).clamp_min(1e-4).sqrt()
+        self.cov_factor = nn.Parameter(vectors[:, -self.rank :] * gains)
+
+    def _init_network(self, like: Tensor) -> None:
+        # Its own stream: the guide's start must not depend on what else was drawn before.
+        options = {"device": like.device, "dtype": like.dtype}
+        dim = self.latent_dim
+        net = MLP(self.noise_dim, list(self.hidden_dims), 2 * dim, **options)
+        with torch.no_grad():
+            probe = torch.randn(1000, self.noise_dim, **options)
+            spread = net(probe)[:, :dim].std(0)
+            net.head.weight[:dim] *= (math.sqrt(_INITIAL_SPREAD) / spread).unsqueeze(-1)
+            net.head.bias[:dim] -= net(probe)[:, :dim].mean(0)
+            net.head.weight[dim:] *= 0.1
+            remaining = math.sqrt(1 - _INITIAL_SPREAD)
+            net.head.bias[dim:] = math.log(math.expm1(remaining))
+        self.network = net
+
+    # ---------------------------------------------------------------------------------- posterior
+
+    def get_transform(self, *args: Any, **kwargs: Any) -> dist.transforms.Transform:  # noqa: ANN401
+        """Returns the affine map that all components share, from the network's coordinates.
+
+        :param args: arguments of the model, ignored.
+        :param kwargs: keyword arguments of the model, ignored.
+        """
+        if self.covariance == "full":
+            eye = torch.eye(self.latent_dim).to(self.loc)
+            diagonal = nn.functional.softplus(self.tril_offset.diagonal() + math.log(math.e - 1))
+            shape = self.tril_offset.tril(-1) + eye * diagonal
+            return TriangularAffine(self.loc, self.scale_tril @ shape)
+        if self.covariance == "low_rank":
+            return LowRankAffine(self.loc, self.scale, self.cov_factor)
+        return LowRankAffine(self.loc, self.scale, self.loc.new_zeros(self.latent_dim, 0))
+
+    def get_base_dist(self) -> SemiImplicit:
+        """Returns the semi-implicit law in the network's coordinates."""
+        return self._semi_implicit([])
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> SemiImplicit:  # noqa: ANN401
+        """Returns the semi-implicit law of the unconstrained latents.
+
+        The affine map is folded into the conditional: put around the mixture it would hide from it
+        which psi made a value.
+
+        :param args: arguments of the model, ignored.
+        :param kwargs: keyword arguments of the model, ignored.
+        """
+        return self._semi_implicit([self.get_transform(*args, **kwargs)])
+
+    def _semi_implicit(self, transforms: list[dist.transforms.Transform]) -> SemiImplicit:
+        def conditional(psi: Tensor) -> dist.TorchDistribution:
+            loc, raw = psi.chunk(2, dim=-1)
+            # A floor under the scale: a component without width has an unbounded density.
+            scale = nn.functional.softplus(raw) + 1e-3
+            normal = dist.Normal(loc, scale).to_event(1)
+            return dist.TransformedDistribution(normal, transforms) if transforms else normal
+
+        noise = dist.Normal(self.loc.new_zeros(self.noise_dim), 1.0).to_event(1)
+        mixing = Implicit(self.network, noise, event_shape=2 * self.latent_dim)
+        return SemiImplicit(mixing, conditional, self.num_mixing, share_draws=self.share_draws)
+
+    # ------------------------------------------------------------------------------------ summaries
+
+    def _summary_draws(self, num_samples: int) -> Tensor:
+        if self.prototype_trace is None:
+            raise ValueError("the guide must be called once before it can be summarised")
+        return self.get_base_posterior(num_samples)
+
+    def get_base_posterior(self, num_samples: int) -> Tensor:
+        """Draws unconstrained latents, of shape ``[num_samples, D]``.
+
+        :param int num_samples: number of draws.
+        """
+        return self.get_posterior().sample((num_samples,))
+
+    @torch.no_grad()
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # noqa: ANN401
+        """Returns the posterior median of each latent, from 10,000 draws.
+
+        Medians are taken in each unconstrained coordinate, as those of every Pyro guide.
+
+        :param args: arguments of the model, ignored.
+        :param kwargs: keyword arguments of the model, ignored.
+        :return: site name -> median.
+        """
+        return {name: x[0] for name, x in self.quantiles([0.5], *args, **kwargs).items()}
+
+    @torch.no_grad()
+    def quantiles(
+        self, quantiles: Sequence[float], *args: Any, **kwargs: Any  # noqa: ANN401
+    ) -> dict[str, Tensor]:
+        """Returns posterior quantiles of each latent, from 10,000 draws.
+
+        :param quantiles: numbers between 0 and 1.
+        :param args: arguments of the model, ignored.
+        :param kwargs: keyword arguments of the model, ignored.
+        :return: site name -> tensor with the quantiles along its first dimension.
+        """
+        draws = self._summary_draws(_NUM_SUMMARY_DRAWS)
+        levels = torch.as_tensor(quantiles).to(draws)
+        result: dict[str, list[Tensor]] = {}
+        for latent in draws.quantile(levels, dim=0):
+            for site, unconstrained in self._unpack_latent(latent):
+                value = biject_to(site["fn"].support)(unconstrained)
+                result.setdefault(site["name"], []).append(value)
+        return {name: torch.stack(values) for name, values in result.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Restores parameters, location and scale.
+
+        :param state_dict: as ``state_dict`` returned it.
+        :param args: as :class:`torch.nn.Module` takes them.
+        :param kwargs: as :class:`torch.nn.Module` takes them.
+        :raises ValueError: before the guide has been called: it has no parameters yet.
+        """
+        if self.prototype_trace is None:
+            raise ValueError(
+                "the guide must be called once with the model's arguments before its state is "
+                "loaded, was not: it makes its parameters then"
+            )
+        return super().load_state_dict(state_dict, *args, **kwargs)
