@@ -20,7 +20,7 @@ ARROWS: dict[str, set[str]] = {
     "datasets": set(),
     "checkpoint": set(),
     "distributions": set(),
-    "infer": {"distributions", "nn", "checkpoint"},
+    "infer": {"distributions", "diagnostics", "nn", "checkpoint"},
     "adversarial": {"distributions", "nn", "checkpoint"},
     "diagnostics": {"distributions", "nn"},
 }

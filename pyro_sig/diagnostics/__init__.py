@@ -6,6 +6,7 @@ Everything here takes samples, programs and distributions; nothing here trains.
 from pyro_sig.diagnostics.importance import log_importance_weights
 from pyro_sig.diagnostics.inference_data import draws_to_inference_data, to_inference_data
 from pyro_sig.diagnostics.mode_coverage import ModeCoverage, mode_coverage
+from pyro_sig.diagnostics.pareto import pareto_k_hat
 from pyro_sig.diagnostics.two_sample import TwoSampleTest, energy_distance, energy_test
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "energy_test",
     "log_importance_weights",
     "mode_coverage",
+    "pareto_k_hat",
     "to_inference_data",
 ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoContinuous
@@ -122,6 +124,7 @@ class AutoSemiImplicit(AutoContinuous):
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         super()._setup_prototype(*args, **kwargs)
         self._check_latents()
+        self._check_store()
         init_loc = self._init_loc()
         dim = self.latent_dim
         if self.covariance is None:
@@ -163,6 +166,16 @@ class AutoSemiImplicit(AutoContinuous):
                     "out (config_enumerate with TraceEnum_ELBO) or hide it from this guide "
                     "(poutine.block)"
                 )
+
+    def _check_store(self) -> None:
+        store = pyro.get_param_store()
+        if any(name.startswith(f"{self._pyro_name}.") for name in store.keys()):
+            warnings.warn(
+                f"the param store holds parameters of another guide named {self._pyro_name!r}, "
+                "which this one will take over; call pyro.clear_param_store() first for a fresh "
+                "start",
+                stacklevel=2,
+            )
 
     def _init_factor(self, scale_tril: Tensor) -> None:
         """The update of the identity that comes nearest to the correlations found."""
@@ -208,18 +221,26 @@ class AutoSemiImplicit(AutoContinuous):
         """Returns the semi-implicit law in the network's coordinates."""
         return self._semi_implicit([])
 
-    def get_posterior(self, *args: Any, **kwargs: Any) -> SemiImplicit:  # noqa: ANN401
+    def get_posterior(
+        self,
+        *args: Any,
+        num_mixing: int | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> SemiImplicit:
         """Returns the semi-implicit law of the unconstrained latents.
 
         The affine map is folded into the conditional: put around the mixture it would hide from it
         which psi made a value.
 
         :param args: arguments of the model, ignored.
+        :param int num_mixing: number of fresh psi, by default the guide's.
         :param kwargs: keyword arguments of the model, ignored.
         """
-        return self._semi_implicit([self.get_transform(*args, **kwargs)])
+        return self._semi_implicit([self.get_transform(*args, **kwargs)], num_mixing)
 
-    def _semi_implicit(self, transforms: list[dist.transforms.Transform]) -> SemiImplicit:
+    def _semi_implicit(
+        self, transforms: list[dist.transforms.Transform], num_mixing: int | None = None
+    ) -> SemiImplicit:
         def conditional(psi: Tensor) -> dist.TorchDistribution:
             loc, raw = psi.chunk(2, dim=-1)
             # A floor under the scale: a component without width has an unbounded density.
@@ -229,7 +250,8 @@ class AutoSemiImplicit(AutoContinuous):
 
         noise = dist.Normal(self.loc.new_zeros(self.noise_dim), 1.0).to_event(1)
         mixing = Implicit(self.network, noise, event_shape=2 * self.latent_dim)
-        return SemiImplicit(mixing, conditional, self.num_mixing, share_draws=self.share_draws)
+        num_mixing = self.num_mixing if num_mixing is None else num_mixing
+        return SemiImplicit(mixing, conditional, num_mixing, share_draws=self.share_draws)
 
     # ------------------------------------------------------------------------------------ summaries
 
@@ -259,7 +281,10 @@ class AutoSemiImplicit(AutoContinuous):
 
     @torch.no_grad()
     def quantiles(
-        self, quantiles: Sequence[float], *args: Any, **kwargs: Any  # noqa: ANN401
+        self,
+        quantiles: Sequence[float],
+        *args: Any,
+        **kwargs: Any,  # noqa: ANN401
     ) -> dict[str, Tensor]:
         """Returns posterior quantiles of each latent, from 10,000 draws.
 

@@ -72,7 +72,9 @@ class _Target:
         self.num_evaluations += len(noise)
         with torch.no_grad():
             log_p = self.log_density(loc + noise @ tril.mT)
-        entropy = tril.diagonal().abs().log().sum() + 0.5 * len(loc) * math.log(2 * math.pi * math.e)
+        entropy = tril.diagonal().abs().log().sum() + 0.5 * len(loc) * math.log(
+            2 * math.pi * math.e
+        )
         elbo = float(log_p.mean() + entropy)
         return elbo if math.isfinite(elbo) else -math.inf
 
@@ -138,9 +140,7 @@ def find_scale(
         tensor(True)
     """
     if init_loc.dim() not in (1, 2) or not init_loc.numel():
-        raise ValueError(
-            f"`init_loc` must be of shape [D] or [S, D], was {tuple(init_loc.shape)}"
-        )
+        raise ValueError(f"`init_loc` must be of shape [D] or [S, D], was {tuple(init_loc.shape)}")
     if not init_scale > 0:
         raise ValueError(f"`init_scale` must be positive, was {init_scale}")
     for name, size in (("num_iterations", num_iterations), ("num_updates", num_updates)):
@@ -155,9 +155,7 @@ def find_scale(
     if dim <= _MAX_DENSE and num_updates:
         num_draws = num_draws or min(max(32, 2 * dim), 200)
         best, accepted = _match_scores(target, best, num_updates, num_draws, generator)
-    report = ScaleReport(
-        best.method, best.elbo, initial, length, accepted, target.num_evaluations
-    )
+    report = ScaleReport(best.method, best.elbo, initial, length, accepted, target.num_evaluations)
     return best.loc, best.tril, report
 
 

@@ -1,0 +1,55 @@
+"""The Pareto tail index of importance weights."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pyro.ops.stats import fit_generalized_pareto
+from torch import Tensor
+
+__all__ = ["pareto_k_hat"]
+
+_LEAST_TAIL = 10
+
+
+def pareto_k_hat(log_weights: Tensor) -> float:
+    r"""Fits a generalised Pareto law to the largest importance weights; returns its shape.
+
+    .. math::
+        w_s = p(x, z_s) / q(z_s), \qquad \hat k = \text{shape of the largest } w_s
+
+    Below 0.5 the approximation q serves as a proposal, up to 0.7 with care; above, means of
+    the weighted draws are not to be trusted, though q itself may still predict well.
+
+    :param torch.Tensor log_weights: of shape ``[S]``, at least 50.
+    :return: the shape, or infinity where a few draws have all the weight.
+    :raises ValueError: for fewer draws, or log weights that are NaN or plus infinity.
+
+    References: Y. Yao, A. Vehtari, D. Simpson and A. Gelman (2018), "Yes, but did it work?:
+    Evaluating variational inference"; A. Vehtari, D. Simpson, A. Gelman, Y. Yao and J. Gabry
+    (2024), "Pareto smoothed importance sampling".
+
+    Example::
+
+        >>> _ = torch.manual_seed(0)
+        >>> pareto_k_hat(torch.distributions.Exponential(2.0).sample((4000,)))  # exactly 1 / 2
+        0.5...
+    """
+    if log_weights.dim() != 1 or len(log_weights) < 50:
+        raise ValueError(
+            "`log_weights` must be of shape [S] with at least 50 draws, was of shape "
+            f"{tuple(log_weights.shape)}"
+        )
+    if log_weights.isnan().any() or (log_weights == math.inf).any():
+        raise ValueError("`log_weights` must not be NaN or plus infinity, were in some entries")
+    size = len(log_weights)
+    ordered = (log_weights.detach().double() - log_weights.max().double()).sort().values
+    tail = math.ceil(min(0.2 * size, 3 * math.sqrt(size)))
+    cutoff = max(float(ordered[-tail - 1]), math.log(torch.finfo(torch.float64).tiny))
+    excess = (ordered[ordered > cutoff].exp() - math.exp(cutoff)).clamp_min(0.0)
+    excess = excess[excess > 0]
+    if len(excess) < _LEAST_TAIL:
+        # Constant weights have no tail; a few that dwarf all others have nothing but a tail.
+        return -math.inf if float(ordered[-1] - ordered[0]) < 1e-10 else math.inf
+    return float(fit_generalized_pareto(excess)[0])

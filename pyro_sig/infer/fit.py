@@ -1,0 +1,403 @@
+"""The posterior in one call: scale, schedule, averaging and stopping are found for the user."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO, SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoContinuous
+from torch import Tensor
+
+from pyro_sig.diagnostics import log_importance_weights, pareto_k_hat
+from pyro_sig.distributions.components import check_positive
+from pyro_sig.infer._potential import unconstrained_log_density
+from pyro_sig.infer.auto_semi_implicit import AutoSemiImplicit
+from pyro_sig.infer.train import History, StopTraining, train
+
+__all__ = ["Fit", "fit"]
+
+_NUM_PARTICLES = 16
+_NUM_LOOPED_PARTICLES = 4
+_WARM_UP = 0.02  # share of the budget
+_FINAL_RATE = 0.01  # relative to the first
+# Windows of the smoothed loss, as shares of the budget, and how much a window may gain when the
+# loss counts as level: two standard errors or this many nats.
+_WINDOW = 0.1
+_LEVEL = 5e-3
+_LAST_FIRST_PHASE = 0.5
+_AVERAGED = 0.5  # share of the cooling over which iterates are averaged
+_FIRST_POWER = 0.1
+_CLIP_NORM = 10.0
+_NUM_WEIGHTS = 2000
+_WEIGHT_MIXING = 5000
+
+
+class Fit(NamedTuple):
+    r"""Holds what :func:`fit` found.
+
+    :param guide: the trained guide.
+    :param history: the losses; see :class:`History`.
+    :param float loss: mean loss over the end of training: for an evidence bound, its negative.
+    :param bool converged: whether the loss was level before the learning rate was lowered.
+    :param float k_hat: Pareto tail index of the importance weights of 2,000 draws, or NaN
+        where it could not be computed.
+    :param str report: what was done, in a few lines.
+
+    Example::
+
+        >>> Fit(None, History(), 1.0, True, 0.2, "").converged
+        True
+    """
+
+    guide: Callable[..., Any]
+    history: History
+    loss: float
+    converged: bool
+    k_hat: float
+    report: str
+
+    def __repr__(self) -> str:
+        return f"Fit({self.report})"
+
+
+def fit(
+    model: Callable[..., Any],
+    *args: Any,  # noqa: ANN401 - arguments of the program
+    guide: Callable[..., Any] | None = None,
+    loss: Any = None,  # noqa: ANN401 - anything SVI takes
+    budget: int = 10_000,
+    max_seconds: float | None = None,
+    learning_rate: float = 0.01,
+    annealing: float = 0.0,
+    progress: bool = True,
+    **kwargs: Any,  # noqa: ANN401
+) -> Fit:
+    r"""Fits a posterior: finds the scale, sets the schedule, averages, and checks the result.
+
+    Training runs at a constant learning rate (after a short warm-up) until the loss, averaged over
+    windows, is level within its Monte Carlo error, or half of the budget is spent; then the rate
+    falls along a cosine and the iterates of its second half are averaged.
+
+    :param callable model: a Pyro model.
+    :param args: its arguments.
+    :param callable guide: by default :class:`AutoSemiImplicit`.
+    :param loss: an ELBO or any other objective that ``SVI`` takes; by default
+        :class:`~pyro.infer.Trace_ELBO` with 16 particles where the model can be vectorised,
+        which is tried, and 4 otherwise.
+    :param int budget: optimiser steps at most.
+    :param float max_seconds: wall-clock limit of the training in seconds; the schedule then runs
+        on whichever of the two limits is nearer.
+    :param float learning_rate: of Adam; latents have been scaled, so the default rarely needs
+        a change.
+    :param float annealing: share of the first phase in which the log-density of the model is
+        raised from a tenth to one, which keeps separate modes in reach; 0 leaves it out.
+    :param bool progress: show a progress bar.
+    :param kwargs: keyword arguments of the model.
+    :return: guide, history, convergence, k-hat and a report.
+    :raises ValueError: if an argument is out of range or the model has discrete latents.
+    :raises NonFiniteLossError: if a loss is NaN or infinite.
+
+    Example::
+
+        >>> import pyro.distributions as dist
+        >>> def model(y):
+        ...     x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+        >>> result = fit(model, torch.tensor(1.0), budget=100, progress=False)
+        >>> round(float(result.guide.median()["x"]), 1)
+        0.5
+    """
+    check_positive("budget", budget)
+    if max_seconds is not None and not max_seconds > 0:
+        raise ValueError(f"`max_seconds` must be positive, was {max_seconds}")
+    if not learning_rate > 0:
+        raise ValueError(f"`learning_rate` must be positive, was {learning_rate}")
+    if not 0 <= annealing <= 1:
+        raise ValueError(f"`annealing` must be between 0 and 1, was {annealing}")
+    guide = _fresh_guide(model) if guide is None else guide
+    with torch.no_grad(), poutine.block():
+        guide(*args, **kwargs)  # finds the scale
+    loss = _default_loss(model, guide, args, kwargs) if loss is None else loss
+    schedule = _Schedule(budget, max_seconds, annealing)
+    optim = pyro.optim.LambdaLR(
+        {
+            "optimizer": torch.optim.Adam,
+            "optim_args": {"lr": learning_rate},
+            "lr_lambda": lambda _: schedule.rate,
+        },
+        clip_args={"clip_norm": _CLIP_NORM},
+    )
+    svi = _BoundSVI(_tempered(model, schedule), guide, optim, loss)
+    svi.arguments = args, kwargs
+    average = _Average(optim)
+
+    def after_step(step: int, value: Any, _: Any) -> None:  # noqa: ANN401
+        schedule.advance(float(value[0] if isinstance(value, tuple) else value))
+        if schedule.averages:
+            average.update()
+        if schedule.finished:
+            raise StopTraining
+
+    history = train(svi, (), budget, callbacks=[after_step], progress=progress, description="fit")
+    average.restore()
+    k_hat, reason = _k_hat(model, guide, args, kwargs)
+    values = next(iter(history.values()))
+    final = values[-max(1, len(values) // 10) :]
+    mean = sum(final) / len(final)
+    report = _report(guide, history, mean, schedule.level, k_hat, reason)
+    return Fit(guide, history, mean, schedule.level, k_hat, report)
+
+
+class _BoundSVI(SVI):
+    """Steps with arguments of its own."""
+
+    arguments: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
+
+    def step(self) -> Any:  # type: ignore[override]
+        args, kwargs = self.arguments
+        return super().step(*args, **kwargs)
+
+
+# ---------------------------------------------------------------------------------------- schedule
+
+
+class _Schedule:
+    """Warm-up, a constant phase until the loss is level, and a cosine to the end."""
+
+    def __init__(self, budget: int, max_seconds: float | None, annealing: float) -> None:
+        self.budget, self.max_seconds, self.annealing = budget, max_seconds, annealing
+        self.start = time.perf_counter()
+        self.step = 0
+        self.progress = 0.0
+        self.cooling_from: float | None = None
+        self.level = False
+        self._window: list[float] = []
+        self._window_from = 0.0
+        self._last_window: list[float] | None = None
+
+    @property
+    def cooled(self) -> float:
+        """Share of the cooling that is over. It takes as long as what came before it did."""
+        if self.cooling_from is None:
+            return 0.0
+        length = min(max(self.cooling_from, 3 * _WINDOW), 1 - self.cooling_from)
+        return min(1.0, (self.progress - self.cooling_from) / length)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate, relative to the first."""
+        warm_up = min(1.0, (self.progress + 1e-3) / _WARM_UP)
+        cosine = (1 + math.cos(math.pi * self.cooled)) / 2
+        return warm_up * (_FINAL_RATE + (1 - _FINAL_RATE) * cosine)
+
+    @property
+    def temperature(self) -> float:
+        """The power of the model's density."""
+        if not self.annealing:
+            return 1.0
+        risen = self.progress / (self.annealing * _LAST_FIRST_PHASE)
+        return min(1.0, _FIRST_POWER + (1 - _FIRST_POWER) * risen)
+
+    @property
+    def averages(self) -> bool:
+        """Whether iterates are being averaged."""
+        return self.cooled >= 1 - _AVERAGED
+
+    @property
+    def finished(self) -> bool:
+        """Whether the rate is at its end."""
+        return self.cooled >= 1.0
+
+    def advance(self, loss: float) -> None:
+        """Takes in the loss of a step."""
+        self.step += 1
+        self.progress = self.step / self.budget
+        if self.max_seconds is not None:
+            elapsed = (time.perf_counter() - self.start) / self.max_seconds
+            self.progress = max(self.progress, min(1.0, elapsed))
+        if self.cooling_from is not None:
+            return
+        if self.temperature < 1.0:
+            self._window_from = self.progress
+            return
+        self._window.append(loss)
+        if self.progress - self._window_from >= _WINDOW:
+            self.level = self._is_level()
+            self._last_window, self._window = self._window, []
+            self._window_from = self.progress
+        if self.level or self.progress >= _LAST_FIRST_PHASE:
+            self.cooling_from = self.progress
+
+    def _is_level(self) -> bool:
+        before, now = self._last_window, self._window
+        if before is None or min(len(before), len(now)) < 50:
+            return False
+        old, new = torch.tensor(before).double(), torch.tensor(now).double()
+        # A few diverging draws must not hide the trend: trim a hundredth on either side.
+        old, new = (x.sort().values[len(x) // 100 : len(x) - len(x) // 100] for x in (old, new))
+        error = math.hypot(old.std() / len(old) ** 0.5, new.std() / len(new) ** 0.5)
+        return float(old.mean() - new.mean()) < max(2 * error, _LEVEL)
+
+
+def _tempered(model: Callable[..., Any], schedule: _Schedule) -> Callable[..., Any]:
+    if not schedule.annealing:
+        return model
+
+    def tempered(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        power = schedule.temperature
+        if power >= 1.0:
+            return model(*args, **kwargs)
+        with poutine.scale(scale=power):
+            return model(*args, **kwargs)
+
+    return tempered
+
+
+class _Average:
+    """The mean of the parameters over the steps at which it was updated."""
+
+    def __init__(self, optim: pyro.optim.PyroOptim) -> None:
+        self.optim = optim
+        self.count = 0
+        self.means: dict[Tensor, Tensor] = {}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes in the present parameters."""
+        self.count += 1
+        for param in self.optim.optim_objs:
+            mean = self.means.setdefault(param, torch.zeros_like(param))
+            mean.lerp_(param, 1 / self.count)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Puts the means in place of the parameters."""
+        for param, mean in self.means.items():
+            param.copy_(mean)
+
+
+# ------------------------------------------------------------------------------------ what it needs
+
+
+def _fresh_guide(model: Callable[..., Any]) -> AutoSemiImplicit:
+    """A guide whose name no parameter in the store has: an earlier fit must stay as it was."""
+    guide = AutoSemiImplicit(model)
+    store = pyro.get_param_store()
+    base, number = guide._pyro_name, 0
+    while any(name.startswith(f"{guide._pyro_name}.") for name in store.keys()):
+        number += 1
+        guide._pyro_set_supermodule(f"{base}_{number}", guide._pyro_context)
+    return guide
+
+
+def _default_loss(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> ELBO:
+    nesting = _vectorized_nesting(model, guide, args, kwargs)
+    if nesting is None:
+        return Trace_ELBO(num_particles=_NUM_LOOPED_PARTICLES)
+    return Trace_ELBO(
+        num_particles=_NUM_PARTICLES, vectorize_particles=True, max_plate_nesting=nesting
+    )
+
+
+def _plates(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> list[Any]:
+    """The plate frames of all sites of a model."""
+    with poutine.block():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
+    return [frame for site in sites for frame in site["cond_indep_stack"]]
+
+
+@torch.no_grad()
+def _vectorized_nesting(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> int | None:
+    """Plate nesting of a model that is right for several particles at once; None if it is not."""
+    if not isinstance(guide, AutoContinuous):
+        return None
+    frames = _plates(model, guide, args, kwargs)
+    nesting = max((-frame.dim for frame in frames if frame.vectorized), default=0)
+    latent = guide.get_posterior().sample((3,))
+    alone = unconstrained_log_density(model, guide._unpack_latent, args, kwargs)
+    try:
+        together = unconstrained_log_density(
+            model, guide._unpack_latent, args, kwargs, particle_dim=-1 - nesting
+        )(latent)
+    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
+        return None
+    expected = alone(latent)
+    tolerance = 1e-3 * (1 + expected.abs().max())
+    return nesting if bool(((together - expected).abs() < tolerance).all()) else None
+
+
+@torch.no_grad()
+def _k_hat(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[float, str]:
+    """The tail index, or NaN and the reason why there is none."""
+    try:
+        if isinstance(guide, AutoContinuous):
+            frames = _plates(model, guide, args, kwargs)
+            if any(f.full_size is not None and f.full_size != f.size for f in frames):
+                return math.nan, "the model subsamples its data"
+            log_density = unconstrained_log_density(model, guide._unpack_latent, args, kwargs)
+            if isinstance(guide, AutoSemiImplicit):
+                posterior = guide.get_posterior(num_mixing=_WEIGHT_MIXING)
+            else:
+                posterior = guide.get_posterior(*args, **kwargs)
+            latent = posterior.sample((_NUM_WEIGHTS,))
+            log_weights = log_density(latent) - posterior.log_prob(latent)
+        else:
+            log_weights = log_importance_weights(
+                model, guide, *args, num_samples=_NUM_WEIGHTS // 4, **kwargs
+            )
+        return pareto_k_hat(log_weights), ""
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        return math.nan, str(error).split("\n")[0]
+
+
+def _report(
+    guide: Callable[..., Any],
+    history: History,
+    loss: float,
+    converged: bool,
+    k_hat: float,
+    reason: str,
+) -> str:
+    lines = []
+    scale = getattr(guide, "scale_report", None)
+    if scale is not None:
+        lines.append(
+            f"scale: {scale.method}, Gaussian bound {scale.elbo:.4g} "
+            f"({scale.num_evaluations} evaluations)"
+        )
+    state = "level before cooling" if converged else "NOT level when cooling began: raise budget"
+    lines.append(f"loss: {loss:.5g} after {history.num_steps} steps, {state}")
+    if math.isnan(k_hat):
+        lines.append(f"k-hat: none, {reason}")
+    else:
+        verdict = "good" if k_hat < 0.5 else "usable" if k_hat < 0.7 else "do not trust the tails"
+        lines.append(f"k-hat: {k_hat:.2f} ({verdict})")
+    return "; ".join(lines)
