@@ -42,7 +42,7 @@ START_NOISE = 1.5  # where a fit begins: the posterior is then about as wide as 
 RATE, OWN_RATE, SLOPE_RATE = 0.015, 0.2, 0.01  # encoders, each datum's own, model
 START_SLOPE = 1.0  # where the slope is learned
 GRID_END, GRID_STEP = 4.8, 0.08  # about three nodes per standard deviation of the posterior
-NUM_MIXING = 20  # psi in the semi-implicit bound
+NUM_MIXING = 40  # psi in the semi-implicit bound
 SHOWN = (2.2, 0.15)  # the datum of the pictures
 NEAR = 1.0  # a draw this close to a mode is counted there
 BASELINE = {"baseline": {"use_decaying_avg_baseline": True, "baseline_beta": 0.95}}
@@ -578,7 +578,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--num-data", type=int, default=200)
-    parser.add_argument("--num-steps", type=int, default=1500)
+    parser.add_argument("--num-steps", type=int, default=1200)
     parser.add_argument("--repeats", type=int, default=100, help="of every measurement")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")

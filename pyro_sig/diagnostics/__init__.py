@@ -7,6 +7,7 @@ from pyro_sig.diagnostics.importance import log_importance_weights
 from pyro_sig.diagnostics.inference_data import draws_to_inference_data, to_inference_data
 from pyro_sig.diagnostics.mode_coverage import ModeCoverage, mode_coverage
 from pyro_sig.diagnostics.pareto import pareto_k_hat
+from pyro_sig.diagnostics.sliced_wasserstein import sliced_wasserstein
 from pyro_sig.diagnostics.two_sample import TwoSampleTest, energy_distance, energy_test
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "log_importance_weights",
     "mode_coverage",
     "pareto_k_hat",
+    "sliced_wasserstein",
     "to_inference_data",
 ]

@@ -16,12 +16,14 @@ from pyro_sig.distributions.pairwise import (
     pairwise_terms,
     register_pairwise,
 )
+from pyro_sig.distributions.particle_mixing import ParticleMixing
 from pyro_sig.distributions.semi_implicit import SemiImplicit
 
 __all__ = [
     "FixedMixture",
     "Implicit",
     "LowRankAffine",
+    "ParticleMixing",
     "SemiImplicit",
     "SharedTransform",
     "Terms",

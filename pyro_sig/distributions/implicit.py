@@ -132,15 +132,31 @@ class Implicit(TorchDistribution):
         :return: a tensor of shape ``[*sample_shape, *batch_shape, *event_shape]``.
         :raises ValueError: if the transform returns another shape.
         """
-        sample_shape = torch.Size(sample_shape)
+        return self.push(self.sample_noise(sample_shape))
+
+    def sample_noise(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        """Draws the noise alone.
+
+        :param sample_shape: shape of independent draws to the left of the batch shape.
+        :return: a tensor of shape ``[*sample_shape, *batch_shape, *noise.event_shape]``.
+        """
         noise = self.noise.expand(self.batch_shape)
         draw = noise.rsample if noise.has_rsample else noise.sample
-        shape = sample_shape + self.batch_shape
+        return draw(torch.Size(sample_shape))
+
+    def push(self, noise: Tensor) -> Tensor:
+        """Maps given noise to psi.
+
+        :param torch.Tensor noise: of shape ``[*sample_shape, *batch_shape, *noise.event_shape]``.
+        :return: a tensor of shape ``[*sample_shape, *batch_shape, *event_shape]``.
+        :raises ValueError: if the transform returns another shape.
+        """
+        shape = noise.shape[: noise.dim() - len(self.noise.event_shape)]
         inputs = []
         for x in self.inputs:
             event = x.shape[x.dim() - self.inputs_event_dim :]
             inputs.append(x.expand(shape + event))
-        psi = self.transform(draw(sample_shape), *inputs)
+        psi = self.transform(noise, *inputs)
         expected = shape + self.event_shape
         if not isinstance(psi, Tensor) or psi.shape != expected:
             was = tuple(psi.shape) if isinstance(psi, Tensor) else type(psi).__name__

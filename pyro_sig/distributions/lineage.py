@@ -17,14 +17,17 @@ __all__ = ["Lineage", "Origin"]
 
 
 class Origin(NamedTuple):
-    """How a value was drawn: the psi behind it, and the conditional there.
+    """Holds how a value was drawn: the psi behind it, and the conditional there.
 
     :param torch.Tensor psi: the psi_0 of every row.
     :param conditional: the conditional run on it.
+    :param torch.Tensor noise: the noise behind psi; where psi is drawn directly, psi itself; None
+        if the caller gave psi.
     """
 
     psi: Tensor
     conditional: Distribution
+    noise: Tensor | None = None
 
 
 class _Memory:
@@ -82,8 +85,8 @@ class Lineage:
         """Tells whether this very object has scored the value by ``log_prob``."""
         return value in self._memories[0].scored
 
-    def holds_copy_of(self, value: Tensor, is_discrete: bool) -> bool:
-        """Tells whether a value is a detached alias or a clone of the last draw.
+    def holds_copy_of(self, value: Tensor, equal: bool) -> bool:
+        """Tells whether a value is a detached alias of the last draw or, if asked, equal to it.
 
         Equal discrete values are no sign of a copy; equal continuous ones are.
         """
@@ -95,6 +98,6 @@ class Lineage:
                 continue
             if last.data_ptr() == value.data_ptr():
                 return True
-            if not is_discrete and torch.equal(last, value):
+            if equal and torch.equal(last, value):
                 return True
         return False

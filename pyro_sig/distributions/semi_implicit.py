@@ -22,8 +22,11 @@ from pyro_sig.distributions.components import (
     run_conditional,
 )
 from pyro_sig.distributions.fixed_mixture import FixedMixture
+from pyro_sig.distributions.implicit import Implicit
 from pyro_sig.distributions.lineage import Lineage, Origin
+from pyro_sig.distributions.mixing_noise import noise_law, push_noise, sample_noise
 from pyro_sig.distributions.pairwise import mixture_log_prob
+from pyro_sig.distributions.particle_mixing import ParticleMixing
 from pyro_sig.distributions.score_term import leave_one_out_surrogate
 
 __all__ = ["SemiImplicit"]
@@ -92,11 +95,18 @@ class SemiImplicit(TorchDistribution):
         weights, PSIS, ``RenyiELBO``), pass False: every row then has its own.
     :param int chunk_size: draw and score this many psi at a time and compute each chunk again
         in the backward pass, so that ``num_mixing`` may exceed memory.
+    :param callable proposal: draws psi near a value instead of from the mixing: value of shape
+        ``[*rows, *event_shape]`` -> distribution of batch shape ``[*rows]`` over the *noise* of
+        the mixing (over psi, where the mixing is no push-forward), with rsample. The mean is then
+        weighted, :math:`\frac{1}{K} \sum_k p(x \mid \psi_k) p(\epsilon_k) / \tau(\epsilon_k
+        \mid x)`, the bounds hold on the same sides, and the bound trains the proposal. Every row
+        has draws of its own.
     :raises ValueError: for ``num_mixing < 1`` or a conditional of another batch shape; from
         ``log_prob`` for a value outside shape or support.
 
     References: M. Yin and M. Zhou (2018), "Semi-Implicit Generative Model", eq. 3 and 6;
-    M. Yin and M. Zhou (2018), "Semi-Implicit Variational Inference", eq. 9.
+    M. Yin and M. Zhou (2018), "Semi-Implicit Variational Inference", eq. 9; A. Sobolev and
+    D. Vetrov (2019), "Importance weighted hierarchical variational inference", eq. 6 (proposal).
 
     Example::
 
@@ -118,6 +128,7 @@ class SemiImplicit(TorchDistribution):
         num_mixing: int,
         share_draws: bool = True,
         chunk_size: int | None = None,
+        proposal: Callable[[Tensor], Distribution] | None = None,
         validate_args: bool | None = None,
     ) -> None:
         if not isinstance(mixing, Distribution):
@@ -130,8 +141,18 @@ class SemiImplicit(TorchDistribution):
         check_positive("num_mixing", num_mixing)
         if chunk_size is not None:
             check_positive("chunk_size", chunk_size)
+        if proposal is not None and not callable(proposal):
+            raise ValueError(
+                "`proposal` must be a callable value -> Distribution, was "
+                f"{type(proposal).__name__}"
+            )
+        if isinstance(mixing, ParticleMixing):
+            num_mixing, share_draws = len(mixing.particles), True  # the mixture is finite
+        elif proposal is not None:
+            share_draws = False
         self.mixing = mixing
         self.conditional = conditional
+        self.proposal = proposal
         self.num_mixing = num_mixing
         self.share_draws = share_draws
         self.chunk_size = chunk_size
@@ -139,7 +160,7 @@ class SemiImplicit(TorchDistribution):
         self._lineage = Lineage()
         # Two psi are enough to tell whether the support depends on them.
         first = min(num_mixing, chunk_size or num_mixing) if share_draws else 2
-        psi, components = self._draw(mixing, (first,))
+        psi, components = self._draw_fresh(first)
         if share_draws:
             self._draws.psi, self._draws.components = psi, components
         self._support = mixture_support(components)
@@ -152,12 +173,18 @@ class SemiImplicit(TorchDistribution):
         psi = mixing.rsample(shape) if mixing.has_rsample else mixing.sample(shape)
         return psi, run_conditional(self.conditional, psi, len(mixing.event_shape))
 
+    def _draw_fresh(self, size: int) -> tuple[Tensor, Distribution]:
+        if isinstance(self.mixing, ParticleMixing):
+            psi = self.mixing.particles
+            return psi, run_conditional(self.conditional, psi, len(self.mixing.event_shape))
+        return self._draw(self.mixing, (size,))
+
     def _fresh(self) -> tuple[Tensor, Distribution]:
         """The shared draws of this object; drawn anew after a backward pass freed their graph."""
         draws = self._draws
         if draws.psi is None or draws.components is None:
             size = min(self.num_mixing, self.chunk_size or self.num_mixing)
-            draws.psi, draws.components = self._draw(self.mixing, (size,))
+            draws.psi, draws.components = self._draw_fresh(size)
         return draws.psi, draws.components
 
     @constraints.dependent_property
@@ -198,9 +225,11 @@ class SemiImplicit(TorchDistribution):
         mixing = self.mixing
         if mixing.batch_shape != self.batch_shape:
             mixing = mixing.expand(self.batch_shape)
-        psi, conditional = self._draw(mixing, tuple(sample_shape))
+        noise = sample_noise(mixing, sample_shape)
+        psi = push_noise(mixing, noise)
+        conditional = run_conditional(self.conditional, psi, len(mixing.event_shape))
         value = getattr(conditional, method)()
-        self._lineage.remember(value, Origin(psi, conditional))
+        self._lineage.remember(value, Origin(psi, conditional, noise))
         return value
 
     def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
@@ -236,6 +265,19 @@ class SemiImplicit(TorchDistribution):
             )
         return origin.psi
 
+    def origin(self, value: Tensor) -> Origin:
+        r"""Returns how a value was drawn here: its psi_0, the conditional there, and the noise.
+
+        :param torch.Tensor value: a tensor returned by ``sample`` or ``rsample`` (that tensor, not
+            a copy).
+        :return: an :class:`~pyro_sig.distributions.lineage.Origin`.
+        :raises ValueError: if the value was not drawn from this distribution.
+        """
+        self.psi(value)
+        found = self._lineage.find(value)
+        assert found is not None
+        return found
+
     # -------------------------------------------------------------------------------------- scoring
 
     def log_prob(self, value: Tensor, psi_0: Tensor | None | _Automatic = _AUTOMATIC) -> Tensor:
@@ -258,7 +300,8 @@ class SemiImplicit(TorchDistribution):
             origin = None
         else:
             conditional = run_conditional(self.conditional, psi_0, len(self.mixing.event_shape))
-            origin = Origin(psi_0, conditional)
+            noise = None if isinstance(self.mixing, Implicit) else psi_0
+            origin = Origin(psi_0, conditional, noise)
         return self._estimate(value, origin)[0]
 
     def log_prob_bounds(
@@ -315,15 +358,16 @@ class SemiImplicit(TorchDistribution):
 
     def _remembered(self, value: Tensor) -> Origin | None:
         origin = self._lineage.find(value)
-        if (
-            origin is None
-            and self._validate_args
-            and self._lineage.holds_copy_of(value, self._support.is_discrete)
+        if origin is None and self._lineage.holds_copy_of(
+            value, equal=self._validate_args and not self._support.is_discrete
         ):  # neither reading would be right
             raise ValueError(
                 "`value` must be the drawn tensor itself, was a copy of it (`detach` or `clone`) "
                 "that has lost its psi_0; pass log_prob(value, psi_0=...) with the psi_0 of "
-                "`.psi(drawn)`, or psi_0=None for the lower bound without it"
+                "`.psi(drawn)`, or psi_0=None for the lower bound without it. "
+                "ReweightedWakeSleep detaches what the guide draws and reads one log_prob twice: "
+                "its weights need psi_0, its wake-phi update must not count it. Use Trace_ELBO or "
+                "RenyiELBO instead"
             )
         return origin
 
@@ -331,6 +375,10 @@ class SemiImplicit(TorchDistribution):
         self, value: Tensor, origin: Origin | None, score_term: bool = True
     ) -> tuple[Tensor, Tensor | float]:
         """Log of the mean density, and the log-density of the psi where these lack rsample."""
+        if self.proposal is not None:
+            return self._proposed(value, origin), 0.0
+        if isinstance(self.mixing, ParticleMixing):
+            origin = None  # all psi enter as it is
         log_mixing: Tensor | float = 0.0
         if self.mixing.has_rsample:
             log_sum = self._log_sum(value)
@@ -383,6 +431,38 @@ class SemiImplicit(TorchDistribution):
             parts.append(checkpoint(chunk, value, size, use_reentrant=False))
             left -= size
         return torch.stack(parts).logsumexp(0) if len(parts) > 1 else parts[0]
+
+    def _proposed(self, value: Tensor, origin: Origin | None) -> Tensor:
+        """Log of the weighted mean over psi from the proposal."""
+        assert self.proposal is not None
+        rows = value.shape[: value.dim() - len(self.event_shape)]
+        rows = torch.Size(broadcast_shape(rows, self.batch_shape))
+        value = value.expand(rows + self.event_shape)
+        mixing = self.mixing.expand(rows)
+        law, tau = noise_law(mixing), self.proposal(value)
+        if tau.batch_shape != rows or tau.event_shape != law.event_shape or not tau.has_rsample:
+            raise ValueError(
+                f"`proposal` must return a distribution of batch_shape {tuple(rows)} and "
+                f"event_shape {tuple(law.event_shape)} (the noise of the mixing) with rsample, was "
+                f"{type(tau).__name__} of {tuple(tau.batch_shape)} and {tuple(tau.event_shape)}"
+            )
+
+        def weighted(noise: Tensor, components: Distribution) -> Tensor:
+            return component_log_prob(components, value) + law.log_prob(noise) - tau.log_prob(noise)
+
+        noise = tau.rsample((self.num_mixing,))
+        psi = push_noise(mixing, noise)
+        components = run_conditional(self.conditional, psi, len(mixing.event_shape))
+        log_sum = weighted(noise, components).logsumexp(0)
+        if origin is None:
+            return log_sum - math.log(self.num_mixing)
+        if origin.noise is None:
+            raise ValueError(
+                "`psi_0` must be left to what the distribution remembers where `proposal` is "
+                "given: the weight needs the noise behind it"
+            )
+        own = weighted(origin.noise, origin.conditional)
+        return torch.logaddexp(log_sum, own) - math.log1p(self.num_mixing)
 
     def _own_mixing(self, value: Tensor) -> tuple[Distribution, torch.Size]:
         """Mixing and sample shape that give every row of the value its own psi."""

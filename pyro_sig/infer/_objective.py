@@ -1,0 +1,386 @@
+"""What the semi-implicit objectives share: traces, the target's score, inner networks."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.distributions import MaskedDistribution
+from pyro.distributions.util import scale_and_mask
+from pyro.infer import ELBO
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites
+from pyro.util import check_model_guide_match, check_site_shape
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, TransformedDistribution
+
+from pyro_sig.distributions import Implicit, SemiImplicit
+from pyro_sig.distributions.components import component_log_prob
+from pyro_sig.distributions.lineage import Origin
+
+__all__ = ["Draw", "InnerNetworks", "Joint", "SemiImplicitObjective", "batch_law", "one_law"]
+
+
+class Draw(NamedTuple):
+    """Holds one semi-implicit site of a guide's trace.
+
+    :param str name: of the site.
+    :param torch.Tensor value: the draw, before any transform at the site.
+    :param distribution: its law.
+    :param origin: the psi and the noise behind the value.
+    :param log_volume: of the transform at the site, or None.
+    :param dict site: the site of the trace.
+    """
+
+    name: str
+    value: Tensor
+    distribution: SemiImplicit
+    origin: Origin
+    log_volume: Tensor | None
+    site: dict[str, Any]
+
+    @property
+    def conditional_score(self) -> Tensor:
+        """Gradient of log q(value | psi_0) in the value, with a graph to psi_0."""
+        log_prob = component_log_prob(self.origin.conditional, self.value)
+        (score,) = torch.autograd.grad(log_prob.sum(), self.value, create_graph=True)
+        return score
+
+    def weigh(self, x: Tensor) -> Tensor:
+        """Sums terms of shape ``[*rows]`` with the site's scale and mask."""
+        return scale_and_mask(x, self.site["scale"], self.site["mask"]).sum()
+
+
+class Joint(NamedTuple):
+    r"""Holds one run of guide and model.
+
+    :param torch.Tensor log_target: log p(x, z) minus the log-densities of the guide's explicit
+        sites, summed over particles, with a graph to the draws.
+    :param list draws: the semi-implicit sites.
+    :param int num_particles: particles in this run.
+    """
+
+    log_target: Tensor
+    draws: list[Draw]
+    num_particles: int
+
+
+def _find_draw(name: str, site: dict[str, Any]) -> Draw | None:
+    fn, value, log_volume = site["fn"], site["value"], None
+    while True:
+        if isinstance(fn, (Independent, MaskedDistribution)):
+            fn = fn.base_dist
+        elif isinstance(fn, TransformedDistribution):
+            for transform in reversed(fn.transforms):
+                before = transform.inv(value)
+                volume = transform.log_abs_det_jacobian(before, value)
+                volume = volume.reshape(*site["log_prob_shape"], -1).sum(-1)
+                log_volume = volume if log_volume is None else log_volume + volume
+                value = before
+            fn = fn.base_dist
+        else:
+            break
+    if not isinstance(fn, SemiImplicit):
+        return None
+    try:
+        origin = fn.origin(value)
+    except ValueError:
+        raise ValueError(
+            f"site {name!r} must keep the tensor that its SemiImplicit drew, but has a copy; give "
+            "a transform at the site a cache (`transform.with_cache()`)"
+        ) from None
+    return Draw(name, value, fn, origin, log_volume, site)
+
+
+class InnerNetworks:
+    """Networks of an objective, made when the first draw tells their sizes, each with its optimiser.
+
+    :param callable make: key and further arguments -> module.
+    :param float learning_rate: of Adam.
+    """
+
+    def __init__(self, make: Callable[..., nn.Module], learning_rate: float) -> None:
+        self.make, self.learning_rate = make, learning_rate
+        self.networks: dict[str, nn.Module] = {}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self._waiting: dict[str, Any] = {}
+
+    def get(self, key: str, *args: Any) -> nn.Module:  # noqa: ANN401
+        """Returns the network of a key; makes it at the first call."""
+        if key not in self.networks:
+            network = self.make(*args)
+            self.networks[key] = network
+            self.optimizers[key] = torch.optim.Adam(network.parameters(), lr=self.learning_rate)
+            if key in self._waiting:
+                self._load(key, self._waiting.pop(key))
+        return self.networks[key]
+
+    def minimize(self, key: str, loss: Tensor) -> None:
+        """Takes one step of the network's own optimiser."""
+        network, optimizer = self.networks[key], self.optimizers[key]
+        params = [p for p in network.parameters() if p.requires_grad]
+        for param, grad in zip(params, torch.autograd.grad(loss, params), strict=True):
+            param.grad = grad
+        nn.utils.clip_grad_norm_(params, 10.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the states of networks and optimisers by key."""
+        states = {
+            key: {"network": net.state_dict(), "optimizer": self.optimizers[key].state_dict()}
+            for key, net in self.networks.items()
+        }
+        return {**self._waiting, **states}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores them; what does not exist yet is restored when it is made."""
+        for key, value in state.items():
+            if key in self.networks:
+                self._load(key, value)
+            else:
+                self._waiting[key] = value
+
+    def _load(self, key: str, value: Mapping[str, Any]) -> None:
+        self.networks[key].load_state_dict(value["network"])
+        self.optimizers[key].load_state_dict(value["optimizer"])
+
+
+class SemiImplicitObjective(ELBO):
+    """Base of the objectives for guides with semi-implicit sites; goes where an ELBO goes.
+
+    A subclass defines :meth:`_surrogate`.
+
+    :param int num_particles: draws in each step.
+    :param bool vectorize_particles: draw them at once, in a plate around model and guide.
+    :param int max_plate_nesting: of model and guide, guessed if not given.
+    """
+
+    def __init__(
+        self,
+        num_particles: int = 32,
+        vectorize_particles: bool = True,
+        max_plate_nesting: float = float("inf"),
+    ) -> None:
+        super().__init__(
+            num_particles=num_particles,
+            max_plate_nesting=max_plate_nesting,
+            vectorize_particles=vectorize_particles,
+        )
+        self.inner: dict[str, InnerNetworks] = {}
+
+    # --------------------------------------------------------------------------------------- traces
+
+    def _get_trace(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: dict
+    ) -> tuple[Trace, Trace]:
+        unwrapped = poutine.unwrap(guide)
+        if isinstance(unwrapped, Messenger):
+            guide(*args, **kwargs)
+            model_trace, guide_trace = unwrapped.get_traces()
+        else:
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            replayed = poutine.replay(model, trace=guide_trace)
+            model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+        if is_validation_enabled():
+            check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
+        guide_trace = prune_subsample_sites(guide_trace)
+        model_trace = prune_subsample_sites(model_trace)
+        model_trace.compute_log_prob()
+        if is_validation_enabled():
+            for trace in (model_trace, guide_trace):
+                for site in trace.nodes.values():
+                    if site["type"] == "sample" and "log_prob" in site:
+                        check_site_shape(site, self.max_plate_nesting)
+        return model_trace, guide_trace
+
+    def _joints(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: dict
+    ) -> Iterator[Joint]:
+        together = self.vectorize_particles and self.num_particles > 1
+        if together:
+            traces: Any = self._get_traces(model, guide, args, kwargs)
+        else:
+            traces = (
+                self._get_trace(model, guide, args, kwargs) for _ in range(self.num_particles)
+            )
+        for model_trace, guide_trace in traces:
+            yield self._joint(model_trace, guide_trace, self.num_particles if together else 1)
+
+    def _joint(self, model_trace: Trace, guide_trace: Trace, num_particles: int) -> Joint:
+        log_target = model_trace.log_prob_sum()
+        draws = []
+        for name, site in guide_trace.nodes.items():
+            if site["type"] != "sample" or site["is_observed"]:
+                continue
+            site["log_prob_shape"] = site["fn"].batch_shape
+            draw = _find_draw(name, site)
+            if draw is None:
+                if not getattr(site["fn"], "has_rsample", False):
+                    raise ValueError(
+                        f"{type(self).__name__} must have a reparameterised guide, but site "
+                        f"{name!r} has {type(site['fn']).__name__} without rsample: use Trace_ELBO"
+                    )
+                log_prob = site["fn"].log_prob(site["value"])
+                log_prob = scale_and_mask(log_prob, site["scale"], site["mask"])
+                log_target = log_target - log_prob.sum()
+                continue
+            if not draw.distribution.has_rsample:
+                raise ValueError(
+                    f"{type(self).__name__} must have a reparameterised guide, but mixing or "
+                    f"conditional at site {name!r} lacks rsample: use Trace_ELBO"
+                )
+            if draw.log_volume is not None:
+                log_target = log_target + draw.weigh(draw.log_volume)
+            draws.append(draw)
+        if not draws:
+            raise ValueError(
+                f"{type(self).__name__} needs a guide with a SemiImplicit site, but there is none "
+                "among the guide's sites: use AutoSemiImplicit(model) or a SemiImplicit in the "
+                "guide, or train this guide with Trace_ELBO"
+            )
+        return Joint(log_target, draws, num_particles)
+
+    def _flat(self, joint: Joint, parts: list[Tensor]) -> Tensor:
+        """Puts one part per draw side by side: ``[num_particles, D]``."""
+        return torch.cat([x.reshape(joint.num_particles, -1) for x in parts], -1)
+
+    def _flat_scores(
+        self, joints: list[Joint], create_graph: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """All draws, the target's score and the conditional's, each of shape ``[B, D]``."""
+        columns: list[tuple[Tensor, Tensor, Tensor]] = []
+        for joint in joints:
+            for draw in joint.draws:
+                scale = draw.site["scale"]
+                if draw.site["mask"] is not None or torch.any(torch.as_tensor(scale) != 1.0):
+                    raise ValueError(
+                        f"{type(self).__name__} compares joint draws and needs all of them, but "
+                        f"site {draw.name!r} is subsampled, scaled or masked: use Trace_ELBO or "
+                        "PathGradient_ELBO"
+                    )
+            values = [draw.value for draw in joint.draws]
+            scores = torch.autograd.grad(joint.log_target, values, create_graph=create_graph)
+            conditional = [draw.conditional_score for draw in joint.draws]
+            columns.append(
+                (
+                    self._flat(joint, values),
+                    self._flat(joint, list(scores)),
+                    self._flat(joint, conditional),
+                )
+            )
+        z, target, conditional_scores = (torch.cat(parts) for parts in zip(*columns, strict=True))
+        return z, target, conditional_scores
+
+    # --------------------------------------------------------------------------------------- losses
+
+    @abstractmethod
+    def _surrogate(self, joints: list[Joint], train: bool) -> tuple[float, Tensor]:
+        """The loss to report, and the surrogate whose gradient is the objective's.
+
+        Inner networks take their steps here if ``train``.
+        """
+
+    def differentiable_loss(
+        self,
+        model: Callable,
+        guide: Callable,
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Tensor:
+        """Computes a tensor whose gradient is that of the objective.
+
+        :param callable model: the program.
+        :param callable guide: its guide.
+        :param args: arguments of both.
+        :param kwargs: keyword arguments of both.
+        """
+        with torch.enable_grad():
+            joints = list(self._joints(model, guide, args, kwargs))
+            loss, surrogate = self._surrogate(joints, train=True)
+        return surrogate + (loss - surrogate.detach())
+
+    def loss_and_grads(
+        self,
+        model: Callable,
+        guide: Callable,
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> float:
+        """Returns the loss and adds the gradient to the parameters'.
+
+        :param callable model: the program.
+        :param callable guide: its guide.
+        :param args: arguments of both.
+        :param kwargs: keyword arguments of both.
+        """
+        joints = list(self._joints(model, guide, args, kwargs))
+        loss, surrogate = self._surrogate(joints, train=True)
+        surrogate.backward()
+        self._after_backward(joints)
+        return loss
+
+    def _after_backward(self, joints: list[Joint]) -> None:
+        """For updates that a subclass makes itself."""
+
+    def loss(
+        self,
+        model: Callable,
+        guide: Callable,
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> float:
+        """Returns the loss.
+
+        :param callable model: the program.
+        :param callable guide: its guide.
+        :param args: arguments of both.
+        :param kwargs: keyword arguments of both.
+        """
+        with torch.enable_grad():
+            joints = list(self._joints(model, guide, args, kwargs))
+            return self._surrogate(joints, train=False)[0]
+
+    # ---------------------------------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state of the inner networks and their optimisers."""
+        return {name: inner.state_dict() for name, inner in self.inner.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned, also before the first step.
+
+        :param state_dict: the state.
+        :raises ValueError: if it is of another objective.
+        """
+        if set(state_dict) != set(self.inner):
+            raise ValueError(
+                f"`state_dict` must hold {sorted(self.inner)}, held {sorted(state_dict)}"
+            )
+        for name, state in state_dict.items():
+            self.inner[name].load_state_dict(state)
+
+
+def batch_law(draw: Draw) -> Distribution:
+    """Returns the mixing of a draw, expanded to its rows."""
+    rows = draw.value.shape[: draw.value.dim() - len(draw.distribution.event_shape)]
+    return draw.distribution.mixing.expand(rows)
+
+
+def one_law(draw: Draw, user: str) -> None:
+    """Checks that all rows of a draw have one law.
+
+    :raises ValueError: if they differ, as those of an amortised guide do.
+    """
+    mixing = draw.distribution.mixing
+    own = mixing.own_batch_shape if isinstance(mixing, Implicit) else mixing.batch_shape
+    if own.numel() > 1:
+        raise ValueError(
+            f"{user} fits one network per site and must have rows of one law, but those of site "
+            f"{draw.name!r} differ (an amortised guide): use Trace_ELBO, PathGradient_ELBO or UIVI"
+        )
