@@ -92,8 +92,9 @@ def train_pyros(name: str, model: Model, args: tuple, seconds: float) -> Trained
     def progress() -> float:
         return min(1.0, (time.perf_counter() - start) / seconds)
 
-    # Pyro's usual start, a draw from the prior, is wild where the prior is flat.
-    guide = PYROS[name](model, init_loc_fn=init_to_feasible)
+    # Pyro's usual start, a draw from the prior, is wild where the prior is flat. A flow has none.
+    start_at = {} if PYROS[name] is AutoIAFNormal else {"init_loc_fn": init_to_feasible}
+    guide = PYROS[name](model, **start_at)
     optim = pyro.optim.LambdaLR(
         {
             "optimizer": pyro.optim.clipped_adam.ClippedAdam,

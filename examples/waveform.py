@@ -94,7 +94,7 @@ def picture(draws: Tensor, reference: Tensor, path: str) -> None:
         ax.contour(*grid, density.reshape(grid[0].shape), levels=6, colors=COLOUR, linewidths=1)
         ax.set(xlabel=f"beta[{i}]", ylabel=f"beta[{j}]")
     axes[0].plot([], [], color=COLOUR, label=OURS)
-    axes[0].legend(frameon=False, loc="best")
+    axes[0].legend(frameon=False, markerscale=3)
     upper = np.triu_indices(x.shape[1], 1)
     axes[-1].scatter(
         np.corrcoef(y.T)[upper], np.corrcoef(x.T)[upper], s=8, color=COLOUR, linewidths=0

@@ -15,7 +15,18 @@ FOLDER = ROOT / "examples"
 EXAMPLES: dict[str, list[str]] = {
     "demo.py": [],
     "grid.py": ["--methods", "sig", "--seeds", "1"],
+    "latent_variable_vi.py": [],
     "toys.py": [],
+    "posteriordb.py": [],
+    "waveform.py": [],
+    "conditioned_diffusion.py": [],
+}
+
+# Examples that read files, and what has to be where PYRO_SIG_DATA is.
+NEEDED = {
+    "posteriordb.py": "posteriordb/INDEX.tsv",
+    "waveform.py": "sivi/waveform.npz",
+    "conditioned_diffusion.py": "sivi/conditioned_diffusion.npz",
 }
 
 # What other scripts import. Alone they print a table and write nothing.
@@ -31,13 +42,16 @@ def test_every_example_is_listed():
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example(name, tmp_path):
+    data = Path(os.environ.get("PYRO_SIG_DATA", "nowhere")).resolve()
+    if name in NEEDED and not (data / NEEDED[name]).is_file():
+        pytest.skip(f"PYRO_SIG_DATA has no {NEEDED[name]}")
     out = tmp_path / "out"
     command = [sys.executable, str(FOLDER / name), *EXAMPLES[name]]
     command += ["--smoke", "--seed", "0", "--device", "cpu", "--out", str(out)]
     result = subprocess.run(
         command,
         cwd=tmp_path,
-        env=os.environ | {"MPLBACKEND": "Agg"},
+        env=os.environ | {"MPLBACKEND": "Agg", "PYRO_SIG_DATA": str(data)},
         capture_output=True,
         text=True,
         timeout=300,
@@ -54,6 +68,20 @@ def test_example(name, tmp_path):
     for picture in pictures:
         assert picture.read_bytes().startswith(PNG), picture.name
     assert [p.name for p in tmp_path.iterdir()] == ["out"], "writes outside its output folder"
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_example_without_data(name, tmp_path):
+    env = {key: value for key, value in os.environ.items() if key != "PYRO_SIG_DATA"}
+    for flags, problem in [
+        ([], "--data-dir or PYRO_SIG_DATA must be set"),
+        (["--data-dir", "nowhere"], f"no {Path('nowhere', Path(NEEDED[name]).parts[0])}"),
+    ]:
+        result = run_shared(name, *flags, cwd=tmp_path, env=env)
+        assert result.returncode == 2
+        assert problem in result.stderr
+        assert "must hold" in result.stderr
+    assert not list(tmp_path.iterdir()), "leaves an output folder"
 
 
 def run_shared(name, *flags, cwd, env):

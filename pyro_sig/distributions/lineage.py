@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from pyro.ops.provenance import detach_provenance
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -71,6 +72,7 @@ class Lineage:
 
     def find(self, value: Tensor) -> Origin | None:
         """Returns the origin of a value that was drawn in this line, or None."""
+        value = detach_provenance(value)  # TraceGraph_ELBO wraps what has no rsample
         for memory in self._memories:
             origin = memory.origins.get(value)
             if origin is not None:
@@ -79,11 +81,11 @@ class Lineage:
 
     def mark_scored(self, value: Tensor) -> None:
         """Notes that this very object scored a remembered value by ``log_prob``."""
-        self._memories[0].scored[value] = True
+        self._memories[0].scored[detach_provenance(value)] = True
 
     def was_scored(self, value: Tensor) -> bool:
         """Tells whether this very object has scored the value by ``log_prob``."""
-        return value in self._memories[0].scored
+        return detach_provenance(value) in self._memories[0].scored
 
     def holds_copy_of(self, value: Tensor, equal: bool) -> bool:
         """Tells whether a value is a detached alias of the last draw or, if asked, equal to it.

@@ -396,7 +396,7 @@ def mixture_log_prob(
     # Rows first, then the dimensions along which the components differ.
     sizes = (1,) * (len(rows) - len(own)) + own
     order = sorted(range(len(rows)), key=lambda dim: sizes[dim] != 1)
-    value = value.permute(*order, *range(len(rows), value.dim()))
+    value = value.permute([*order, *range(len(rows), value.dim())])
     num_rows = math.prod(rows[dim] for dim in order if sizes[dim] == 1)
     value = value.reshape(num_rows, *own, *event_shape)
     pairs = components.batch_shape.numel() * event_shape.numel()

@@ -348,6 +348,11 @@ class SemiImplicitObjective(ELBO):
 
     # ---------------------------------------------------------------------------------------- state
 
+    def inner_optimizers(self) -> Iterator[torch.optim.Optimizer]:
+        """Yields the optimisers of the inner networks."""
+        for inner in self.inner.values():
+            yield from inner.optimizers.values()
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the state of the inner networks and their optimisers."""
         return {name: inner.state_dict() for name, inner in self.inner.items()}

@@ -1,4 +1,4 @@
-"""Running location and scale of draws, for networks that see them."""
+"""Running location and covariance of draws, for networks that see them."""
 
 from __future__ import annotations
 
@@ -7,23 +7,31 @@ from torch import Tensor, nn
 
 __all__ = ["Standardize"]
 
+# Up to this many coordinates draws are made uncorrelated as well.
+_MAX_DENSE = 200
+
 
 class Standardize(nn.Module):
-    """Subtracts a running mean and divides by a running standard deviation.
+    r"""Maps draws to running mean zero and unit covariance (unit variance in many dimensions).
 
-    :param int size: of the last dimension.
+    :param torch.Tensor like: one draw, for size, dtype and device.
     :param float momentum: weight of the newest batch.
     """
 
     loc: Tensor
-    scale: Tensor
+    cov: Tensor
+    tril: Tensor
     seen: Tensor
 
-    def __init__(self, like: Tensor, momentum: float = 0.02) -> None:
+    def __init__(self, like: Tensor, momentum: float = 0.05) -> None:
         super().__init__()
         self.momentum = momentum
+        size = len(like)
+        self.dense = size <= _MAX_DENSE
+        unit = torch.eye(size).to(like) if self.dense else torch.ones_like(like)
         self.register_buffer("loc", torch.zeros_like(like))
-        self.register_buffer("scale", torch.ones_like(like))
+        self.register_buffer("cov", unit)
+        self.register_buffer("tril", unit.clone())
         self.register_buffer("seen", torch.zeros(()))
 
     @torch.no_grad()
@@ -31,11 +39,36 @@ class Standardize(nn.Module):
         """Takes in a batch of shape ``[N, size]``."""
         if len(x) < 2:
             return
+        # The plain mean of the first batches, so that the start is forgotten.
         weight = max(self.momentum, 1.0 / (1.0 + float(self.seen)))
         self.loc.lerp_(x.mean(0), weight)
-        self.scale.lerp_(x.std(0).clamp_min(torch.finfo(x.dtype).tiny), weight)
+        centred = x - self.loc
+        tiny = torch.finfo(x.dtype).eps ** 0.5
+        if self.dense:
+            self.cov.lerp_(centred.mT @ centred / len(x), weight)
+            # Few rows leave the matrix singular: lean on its diagonal.
+            diagonal = torch.diag(self.cov.diagonal() + torch.finfo(x.dtype).tiny)
+            share = max(1e-4, min(0.9, 1.0 / (1.0 + float(self.seen))))
+            tril, failed = torch.linalg.cholesky_ex((1 - share) * self.cov + share * diagonal)
+            self.tril.copy_(diagonal.sqrt() if failed else tril)
+        else:
+            self.cov.lerp_(centred.square().mean(0), weight)
+            self.tril.copy_(self.cov.clamp_min(tiny * self.cov.mean()).sqrt())
         self.seen += 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """Standardises ``[*, size]``."""
-        return (x - self.loc) / self.scale
+        """Standardises ``[N, size]``."""
+        centred = x - self.loc
+        if self.dense:
+            return torch.linalg.solve_triangular(self.tril, centred.mT, upper=False).mT
+        return centred / self.tril
+
+    def standardize_score(self, score: Tensor) -> Tensor:
+        """Maps a gradient in a draw to the gradient in the standardised draw."""
+        return score @ self.tril if self.dense else score * self.tril
+
+    def restore_score(self, score: Tensor) -> Tensor:
+        """Maps a gradient in the standardised draw to the gradient in the draw."""
+        if self.dense:
+            return torch.linalg.solve_triangular(self.tril.mT, score.mT, upper=True).mT
+        return score / self.tril

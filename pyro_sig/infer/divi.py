@@ -71,7 +71,6 @@ class DenoisingScore(ScoreEstimator):
         :param bool train: whether the network takes its steps.
         """
         one_law(draw, "DIVI")
-        dims = len(draw.distribution.event_shape)
         size = draw.distribution.event_shape.numel()
         rows = draw.value.detach().reshape(-1, size)
         target = draw.conditional_score.detach().reshape(-1, size)
@@ -79,14 +78,14 @@ class DenoisingScore(ScoreEstimator):
         if train:
             network.standardize.update(rows)
             for _ in range(self.inner_steps):
-                scaled = target * network.standardize.scale
+                scaled = network.standardize.standardize_score(target)
                 # The noise of the target, not its mean, sets its size: keep the loss near one.
                 weight = scaled.square().mean(0).clamp_min(1.0).rsqrt()
                 loss = ((network(rows) - scaled) * weight).square().mean()
                 self.inner["score"].minimize(draw.name, loss)
         with torch.no_grad():
-            score = network(rows) / network.standardize.scale
-        return score.reshape(draw.value.shape) if dims else score.reshape(draw.value.shape)
+            score = network.standardize.restore_score(network(rows))
+        return score.reshape(draw.value.shape)
 
 
 class DIVI(PathGradient_ELBO):

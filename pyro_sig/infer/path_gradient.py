@@ -39,12 +39,14 @@ class ScoreEstimator:
 
 
 class MixtureScore(ScoreEstimator):
-    r"""Takes the score of the mixture over the K fresh psi of the guide's distribution.
+    r"""Takes the score of the mixture over psi_0 and the K fresh psi of the guide's distribution.
 
     .. math::
-        \hat s(z) = \nabla_z \log \frac{1}{K} \sum_{k=1}^{K} q(z \mid \psi_k)
+        \hat s(z) = \nabla_z \log \frac{1}{K + 1} \sum_{k=0}^{K} q(z \mid \psi_k)
 
     Exact for a :class:`~pyro_sig.distributions.ParticleMixing`, whose psi are all there are.
+    Without psi_0 a draw far from all fresh psi would have too steep a score, which drives it farther:
+    training diverges.
 
     Example::
 
@@ -58,7 +60,7 @@ class MixtureScore(ScoreEstimator):
         :param bool train: ignored.
         """
         value = draw.value.detach().requires_grad_()
-        log_prob = draw.distribution.log_prob(value, psi_0=None)
+        log_prob = draw.distribution._estimate(value, draw.origin)[0]
         return torch.autograd.grad(log_prob.sum(), value)[0]
 
 

@@ -37,8 +37,8 @@ class SIVISM(SemiImplicitObjective):
         \{\nabla \log p(x, z) - \nabla_z \log q(z \mid \psi)\} - \|f(z)\|^2 \right]
 
     The best f is the difference of the scores, and the value there
-    :math:`\mathbb{E}_q \|\nabla \log p - \nabla \log q\|^2`. Draws are standardised, coordinate
-    by coordinate. The weights of far modes do not enter a score: they go unnoticed.
+    :math:`\mathbb{E}_q \|\nabla \log p - \nabla \log q\|^2`. Draws are standardised by
+    their running mean and covariance. The weights of far modes do not enter a score: they go unnoticed.
 
     :param hidden_dims: sizes of the hidden layers of f.
     :param int inner_steps: steps of f for each step of the guide, on the same draws.
@@ -83,8 +83,7 @@ class SIVISM(SemiImplicitObjective):
         witness: Any = self.inner["witness"].get("joint", fixed)
         if train:
             witness.standardize.update(fixed)
-        scale = witness.standardize.scale
-        difference = (target - conditional) * scale
+        difference = witness.standardize.standardize_score(target - conditional)
         if train:
             known = difference.detach()
             for _ in range(self.inner_steps):

@@ -128,8 +128,8 @@ def train(
 
     After the first step, a network or Pyro parameter that took part in it without being in any
     optimiser of ``inference`` raises, because it would never train. Optimisers are looked for
-    among the attributes of ``inference``, in lists and dicts there, and in attributes that
-    themselves have a ``step``. A network counts if it ran with gradients enabled and has
+    among the attributes of ``inference``, in lists and dicts there, in attributes that
+    themselves have a ``step``, and in a loss that has ``inner_optimizers``. A network counts if it ran with gradients enabled and has
     parameters that require them. Switch the check off for a program that chooses its networks at
     random, or that keeps parameters fixed by :func:`pyro.poutine.block`.
 
@@ -345,6 +345,10 @@ def _optimizers(holder: Any, depth: int = 3) -> Iterator[torch.optim.Optimizer |
         elif callable(getattr(holder, "step", None)):
             held = getattr(holder, "__dict__", {}).values()
         for item in list(held):
+            # SVI keeps methods of its loss, which may have networks of its own.
+            owner = getattr(item, "__self__", None)
+            if callable(getattr(owner, "inner_optimizers", None)):
+                yield from owner.inner_optimizers()
             yield from _optimizers(item, depth - 1)
 
 

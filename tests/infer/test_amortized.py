@@ -268,11 +268,6 @@ def test_score_function_has_the_reparameterised_gradient(share_draws):
     assert_same_mean(gradients(Trace_ELBO(), latent_model, score, 2500, X), reference)
 
 
-@pytest.mark.xfail(
-    raises=ValueError,
-    strict=True,
-    reason="TraceGraph_ELBO wraps what a site without rsample drew: psi_0 is not found again",
-)
 def test_score_function_under_trace_graph():
     encoder = NoisyEncoder(8)
     score = latent_guide(encoder, True, NonreparameterizedNormal)
