@@ -1,6 +1,7 @@
 """Objectives and loops that train programs with implicit parts."""
 
 from pyro_sig.infer.aisivi import AISIVI, ImportanceScore
+from pyro_sig.infer.auto_local_semi_implicit import AutoLocalSemiImplicit
 from pyro_sig.infer.auto_semi_implicit import AutoSemiImplicit
 from pyro_sig.infer.divi import DIVI, DenoisingScore
 from pyro_sig.infer.find_scale import ScaleReport, find_scale
@@ -22,6 +23,7 @@ __all__ = [
     "SIG_ELBO",
     "SIVISM",
     "UIVI",
+    "AutoLocalSemiImplicit",
     "AutoSemiImplicit",
     "DenoisingScore",
     "Fit",

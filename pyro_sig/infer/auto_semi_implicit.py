@@ -10,6 +10,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor, nn
@@ -29,6 +30,21 @@ _MAX_FULL = 300
 # Share of the initial variance that is in the spread of psi: enough to break the symmetry.
 _INITIAL_SPREAD = 0.3
 _NUM_SUMMARY_DRAWS = 10_000
+
+
+def check_continuous(trace: poutine.Trace) -> None:
+    """Checks that all latents of a program are continuous.
+
+    :param trace: of the program.
+    :raises ValueError: names the site, and what to do instead.
+    """
+    for name, site in trace.iter_stochastic_nodes():
+        if getattr(site["fn"].support, "is_discrete", False):
+            raise ValueError(
+                f"`model` must have continuous latents, was discrete at site {name!r}: sum it "
+                "out (config_enumerate with TraceEnum_ELBO) or hide it from this guide "
+                "(poutine.block)"
+            )
 
 
 class AutoSemiImplicit(AutoContinuous):
@@ -123,7 +139,7 @@ class AutoSemiImplicit(AutoContinuous):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         super()._setup_prototype(*args, **kwargs)
-        self._check_latents()
+        check_continuous(self.prototype_trace)
         self._check_store()
         init_loc = self._init_loc()
         dim = self.latent_dim
@@ -157,15 +173,6 @@ class AutoSemiImplicit(AutoContinuous):
         if self.covariance == "low_rank":
             self._init_factor(scale_tril)
         self._init_network(init_loc)
-
-    def _check_latents(self) -> None:
-        for name, site in self.prototype_trace.iter_stochastic_nodes():
-            if getattr(site["fn"].support, "is_discrete", False):
-                raise ValueError(
-                    f"`model` must have continuous latents, was discrete at site {name!r}: sum it "
-                    "out (config_enumerate with TraceEnum_ELBO) or hide it from this guide "
-                    "(poutine.block)"
-                )
 
     def _check_store(self) -> None:
         store = pyro.get_param_store()
