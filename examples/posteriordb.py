@@ -179,7 +179,7 @@ def summary(results: Results, guide_name: str) -> str:
 
 def draw_ratios(results: Results, path: Path) -> None:
     """Draw a row of dots for each posterior."""
-    figure, ax = plt.subplots(figsize=(9, 1.6 + 0.42 * len(results)), layout="constrained")
+    figure, ax = plt.subplots(figsize=(11, 1.6 + 0.42 * len(results)), layout="constrained")
     guides = list(next(iter(results.values())))
     rows = np.arange(len(results))[::-1]
     for number, guide in enumerate(guides):
@@ -187,13 +187,15 @@ def draw_ratios(results: Results, path: Path) -> None:
         values = np.array([np.nan if ratio is None else ratio for ratio in ratios])
         ours = guide == OURS
         style = {"s": 70 if ours else 30, "zorder": 3 if ours else 2, "linewidths": 0}
-        ax.scatter(values, rows, label=guide, color=f"C{number}", **style)
+        # A little below one another: some are alike.
+        heights = rows + 0.1 * ((len(guides) - 1) / 2 - number)
+        ax.scatter(values, heights, label=guide, color=f"C{number}", **style)
     for ratio, style in ((1, "-"), (2, "--")):
         ax.axvline(ratio, color="black", lw=0.8, ls=style, zorder=1)
     ax.set(xscale="log", xlabel="sliced W2 to the reference / between its halves")
     ax.set_yticks(rows, list(results))
     ax.grid(axis="y", alpha=0.3)
-    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small")
+    figure.legend(frameon=False, loc="outside lower center", ncols=len(guides), fontsize="small")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -223,11 +225,12 @@ def draw_posterior(
     for k, ax in enumerate(axes[:2]):
         bins = np.linspace(*ranges[:, k], 60)
         for (key, values), colour in zip(points.items(), colours, strict=False):
-            kind = {"histtype": "stepfilled", "alpha": 0.5} if key == "reference" else {}
-            kind = kind or {"histtype": "step", "lw": 1.5}
+            kind = {"histtype": "step", "lw": 1.5}
+            if key == "reference":
+                kind = {"histtype": "stepfilled", "alpha": 0.5}
             ax.hist(values[:, k], bins, density=True, color=colour, label=key, **kind)
         ax.set(xlabel=labels[k], yticks=[])
-    axes[1].legend(frameon=False, fontsize="small")
+    axes[0].legend(frameon=False, fontsize="small")
     for ax, (key, values), colour in zip(axes[2:], points.items(), colours, strict=False):
         ax.scatter(*values[:3000].T, s=3, alpha=0.4, linewidths=0, color=colour)
         ax.set(xlim=ranges[:, 0], ylim=ranges[:, 1], xlabel=labels[0], ylabel=labels[1], title=key)

@@ -161,7 +161,7 @@ class LowRankAffine(SharedTransform):
 
     def _inverse(self, y: Tensor) -> Tensor:
         x = (y - self.loc) / self.scale
-        inner = (x @ self.factor).reshape(-1, self.factor.shape[1])
+        inner = (x @ self.factor).reshape(x.shape[:-1].numel(), self.factor.shape[1])
         solved = torch.cholesky_solve(inner.mT, self._tril).mT
         return x - (solved @ self.factor.mT).reshape(x.shape)
 

@@ -162,6 +162,8 @@ class AISIVI(PathGradient_ELBO):
         >>> loss = AISIVI(num_particles=16)
     """
 
+    guide_learning_rate = 5e-4  # for `fit`: its score network has to keep up
+
     def __init__(
         self,
         num_importance: int = 32,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -29,6 +29,8 @@ _COVARIANCES = ("full", "low_rank", "diagonal")
 _MAX_FULL = 300
 # Share of the initial variance that is in the spread of psi: enough to break the symmetry.
 _INITIAL_SPREAD = 0.3
+# Starting points near the origin, tried for location and scale.
+_NUM_NEAR = 6
 _NUM_SUMMARY_DRAWS = 10_000
 
 
@@ -135,10 +137,21 @@ class AutoSemiImplicit(AutoContinuous):
         self.scale_report = None
         self._given_model = (model,)  # in a tuple: no submodule, as in Pyro's own guides
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Pyro's guides are pickled without their model.
+        return {**super().__getstate__(), "_given_model": None}
+
     # ------------------------------------------------------------------------------------- set-up
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        super()._setup_prototype(*args, **kwargs)
+        try:
+            super()._setup_prototype(*args, **kwargs)
+            self._set_up(args, kwargs)
+        except BaseException:
+            self.prototype_trace = None  # the next call must not take it for finished
+            raise
+
+    def _set_up(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         check_continuous(self.prototype_trace)
         self._check_store()
         init_loc = self._init_loc()
@@ -159,7 +172,7 @@ class AutoSemiImplicit(AutoContinuous):
             # The user's start may be a draw from a very wide prior: the origin and points near it
             # are tried as well.
             generator = torch.Generator().manual_seed(0)
-            near = 4 * torch.rand(2, dim, generator=generator).to(init_loc) - 2
+            near = 4 * torch.rand(_NUM_NEAR, dim, generator=generator).to(init_loc) - 2
             starts = torch.stack([init_loc, torch.zeros_like(init_loc), *near])
             loc, scale_tril, self.scale_report = find_scale(
                 log_density, starts, init_scale=self.init_scale
@@ -262,17 +275,36 @@ class AutoSemiImplicit(AutoContinuous):
 
     # ------------------------------------------------------------------------------------ summaries
 
-    def _summary_draws(self, num_samples: int) -> Tensor:
-        if self.prototype_trace is None:
-            raise ValueError("the guide must be called once before it can be summarised")
-        return self.get_base_posterior(num_samples)
-
-    def get_base_posterior(self, num_samples: int) -> Tensor:
-        """Draws unconstrained latents, of shape ``[num_samples, D]``.
+    @torch.no_grad()
+    def sample_posterior(self, num_samples: int) -> dict[str, Tensor]:
+        """Draws from the joint posterior.
 
         :param int num_samples: number of draws.
+        :return: site name -> draws, of shape ``[num_samples, *]`` with the site's own shape.
+        :raises ValueError: before the guide has been called, or for ``num_samples < 1``.
         """
-        return self.get_posterior().sample((num_samples,))
+        check_positive("num_samples", num_samples)
+        self._check_called("draws from it are taken")
+        draws = {}
+        for site, latent in self._sites(self.get_posterior().sample((num_samples,))):
+            draws[site["name"]] = biject_to(site["fn"].support)(latent)
+        return draws
+
+    def _check_called(self, before: str) -> None:
+        if self.prototype_trace is None:
+            raise ValueError(
+                f"the guide must be called once with the model's arguments before {before}, was "
+                "not: it makes its parameters then"
+            )
+
+    def _sites(self, latent: Tensor) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        """Splits draws ``[S, D]`` into sites of shape ``[S, *shape]``."""
+        position = 0
+        for name, site in self.prototype_trace.iter_stochastic_nodes():
+            shape = self._unconstrained_shapes[name]
+            part = latent[:, position : position + shape.numel()]
+            position += shape.numel()
+            yield site, part.reshape(len(latent), *shape)
 
     @torch.no_grad()
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # noqa: ANN401
@@ -300,7 +332,8 @@ class AutoSemiImplicit(AutoContinuous):
         :param kwargs: keyword arguments of the model, ignored.
         :return: site name -> tensor with the quantiles along its first dimension.
         """
-        draws = self._summary_draws(_NUM_SUMMARY_DRAWS)
+        self._check_called("it is summarised")
+        draws = self.get_posterior().sample((_NUM_SUMMARY_DRAWS,))
         levels = torch.as_tensor(quantiles).to(draws)
         result: dict[str, list[Tensor]] = {}
         for latent in draws.quantile(levels, dim=0):
@@ -317,9 +350,5 @@ class AutoSemiImplicit(AutoContinuous):
         :param kwargs: as :class:`torch.nn.Module` takes them.
         :raises ValueError: before the guide has been called: it has no parameters yet.
         """
-        if self.prototype_trace is None:
-            raise ValueError(
-                "the guide must be called once with the model's arguments before its state is "
-                "loaded, was not: it makes its parameters then"
-            )
+        self._check_called("its state is loaded")
         return super().load_state_dict(state_dict, *args, **kwargs)

@@ -104,6 +104,8 @@ class DIVI(PathGradient_ELBO):
         >>> loss = DIVI(num_particles=16)
     """
 
+    guide_learning_rate = 5e-4  # for `fit`: its score network has to keep up
+
     def __init__(
         self,
         hidden_dims: Sequence[int] = (128, 128),

@@ -22,11 +22,13 @@ _MAX_DENSE = 1000
 class ScaleReport(NamedTuple):
     r"""Says what :func:`find_scale` did.
 
-    :param str method: where the answer is from: ``"initial point"``, ``"L-BFGS path"`` or
-        ``"score matching"``.
-    :param float elbo: estimated evidence lower bound of the Gaussian found, in nats.
+    :param str method: where the answer is from: ``"initial point"``, ``"L-BFGS path"``,
+        ``"score matching"`` or ``"several modes"``.
+    :param float elbo: estimated evidence lower bound of the Gaussian found, or of the mixture of
+        those of several modes, in nats.
     :param float initial_elbo: the same at the initial location with unit scale; may be minus
         infinity.
+    :param int num_modes: separate Gaussians that were pooled.
     :param int path_length: iterations of L-BFGS.
     :param int num_updates: accepted updates of score matching.
     :param int num_evaluations: evaluations of the log-density and its gradient.
@@ -41,9 +43,17 @@ class ScaleReport(NamedTuple):
     method: str
     elbo: float
     initial_elbo: float
+    num_modes: int
     path_length: int
     num_updates: int
     num_evaluations: int
+
+
+# Gaussians of which the worse is within this many nats and this many standard deviations away are
+# modes of their own.
+_MODE_GAP = 5.0
+_MODE_SEPARATION = 2.5
+_MAX_MODES = 8
 
 
 class _Target:
@@ -107,13 +117,14 @@ def find_scale(
     The mode itself is not safe: where a density has a spike at the edge of a funnel, the path
     runs into it and the best bound lies on the way. Then Gaussian score matching: each update
     minimises, in closed form, the squared difference of the scores at draws of the Gaussian, with
-    a penalty for leaving it. It is kept only if the bound gains. The function is pure: it changes
+    a penalty for leaving it. It is kept only if the bound gains. Where the paths from several starts
+    end in separate modes with evidence of one order, the answer has the moments of their mixture.
+    The function is pure: it changes
     no global random state and no parameter.
 
     :param callable log_density: batched log-density, up to a constant: ``[B, D]`` to ``[B]``,
         differentiable. It should be deterministic.
-    :param torch.Tensor init_loc: starting point, of shape ``[D]``, or several, ``[S, D]``: the
-        best of their paths is taken.
+    :param torch.Tensor init_loc: starting point, of shape ``[D]``, or several, ``[S, D]``.
     :param float init_scale: standard deviation that the inverse Hessian starts from.
     :param int num_iterations: iterations of L-BFGS at most.
     :param int num_updates: updates of score matching at most; 0 leaves the stage out.
@@ -149,14 +160,70 @@ def find_scale(
     generator = torch.Generator(device=init_loc.device).manual_seed(seed)
     target = _Target(log_density)
     starts = init_loc.detach().reshape(-1, init_loc.shape[-1])
-    best, initial, length = _best_on_paths(target, starts, init_scale, num_iterations, generator)
+    found, initial, length = _best_on_paths(target, starts, init_scale, num_iterations, generator)
     accepted = 0
     dim = starts.shape[-1]
+    modes = _distinct(found) if dim <= _MAX_DENSE else found[:1]
     if dim <= _MAX_DENSE and num_updates:
         num_draws = num_draws or min(max(32, 2 * dim), 200)
-        best, accepted = _match_scores(target, best, num_updates, num_draws, generator)
-    report = ScaleReport(best.method, best.elbo, initial, length, accepted, target.num_evaluations)
+        refined = []
+        for mode in modes:
+            mode, updates = _match_scores(target, mode, num_updates, num_draws, generator)
+            refined.append(mode)
+            accepted += updates
+        modes = _distinct(refined)
+    best = modes[0] if len(modes) == 1 else _pool(modes)
+    report = ScaleReport(
+        best.method,
+        best.elbo,
+        initial,
+        len(modes),
+        length,
+        accepted,
+        target.num_evaluations,
+    )
     return best.loc, best.tril, report
+
+
+# ------------------------------------------------------------------------------------------- modes
+
+
+def _distinct(found: list[_Best]) -> list[_Best]:
+    """The best Gaussian, and others that are far from it and hardly worse."""
+    found = sorted(found, key=lambda each: -each.elbo)
+    kept = found[:1]
+    for other in found[1:]:
+        if len(kept) == _MAX_MODES or not other.elbo > kept[0].elbo - _MODE_GAP:
+            break
+        if all(_separation(other, each) > _MODE_SEPARATION for each in kept):
+            kept.append(other)
+    return kept
+
+
+def _separation(one: _Best, other: _Best) -> float:
+    """Distance of two locations in standard deviations of their difference."""
+    tril_1, tril_2 = one.tril.double(), other.tril.double()
+    cov = tril_1 @ tril_1.mT + tril_2 @ tril_2.mT
+    tril, failed = torch.linalg.cholesky_ex(cov)
+    if failed:
+        return 0.0
+    shift = (one.loc.double() - other.loc.double()).unsqueeze(-1)
+    return float(torch.linalg.solve_triangular(tril, shift, upper=False).norm())
+
+
+def _pool(modes: list[_Best]) -> _Best:
+    """The Gaussian with the moments of the mixture over modes, weighted by their evidence."""
+    weights = torch.tensor([mode.elbo for mode in modes], dtype=torch.float64).softmax(0)
+    locs = torch.stack([mode.loc.double() for mode in modes]).to(weights.dtype)
+    weights = weights.to(locs.device)
+    loc = weights @ locs
+    cov = (weights.unsqueeze(-1) * (locs - loc)).mT @ (locs - loc)
+    for weight, mode in zip(weights, modes, strict=True):
+        cov = cov + weight * mode.tril.double() @ mode.tril.double().mT
+    tril = torch.linalg.cholesky(cov)
+    # With no overlap the mixture's bound is the log of the summed evidences.
+    elbo = float(torch.tensor([mode.elbo for mode in modes]).logsumexp(0))
+    return _Best(loc.to(modes[0].loc), tril.to(modes[0].tril), elbo, "several modes")
 
 
 # ------------------------------------------------------------------------------------------ L-BFGS
@@ -168,23 +235,21 @@ def _best_on_paths(
     init_scale: float,
     num_iterations: int,
     generator: torch.Generator,
-) -> tuple[_Best, float, int]:
+) -> tuple[list[_Best], float, int]:
     dim = starts.shape[-1]
     noise = torch.randn(
         _BOUND_DRAWS // 2, dim, generator=generator, device=starts.device, dtype=starts.dtype
     )
     noise = torch.cat([noise, -noise])
     eye = torch.eye(dim, device=starts.device, dtype=starts.dtype)
-    best = _Best(starts[0], init_scale * eye, -math.inf, "initial point")
-    length, any_finite = 0, False
+    found: list[_Best] = []
+    length = 0
     for start in starts:
         log_p, _ = target(start.unsqueeze(0))
         if not log_p.isfinite().all():
             continue
         elbo = target.elbo(start, init_scale * eye, noise)
-        if not any_finite or elbo > best.elbo:
-            best = _Best(start, init_scale * eye, elbo, "initial point")
-        any_finite = True
+        best = _Best(start, init_scale * eye, elbo, "initial point")
         for candidate in _path(target, start, init_scale, num_iterations):
             length += 1
             if candidate is None:
@@ -192,12 +257,14 @@ def _best_on_paths(
             elbo = target.elbo(*candidate, noise)
             if elbo > best.elbo:
                 best = _Best(*candidate, elbo, "L-BFGS path")
-    if not any_finite:
+        found.append(best)
+    if not found:
         raise ValueError(
             "`log_density` and its gradient must be finite at `init_loc`, were not; start "
             "elsewhere (for a guide: another `init_loc_fn`)"
         )
-    return best, target.elbo(starts[0], init_scale * eye, noise), length
+    found.sort(key=lambda each: -each.elbo)
+    return found, target.elbo(starts[0], init_scale * eye, noise), length
 
 
 def _path(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,6 +25,8 @@ __all__ = ["Fit", "fit"]
 
 _NUM_PARTICLES = 16
 _NUM_LOOPED_PARTICLES = 4
+_BUDGET = 10_000
+_LEARNING_RATE = 0.01
 _WARM_UP = 0.02  # share of the budget
 _FINAL_RATE = 0.01  # relative to the first
 # Windows of the smoothed loss, as shares of the budget, and how much a window may gain when the
@@ -71,9 +74,9 @@ def fit(
     *args: Any,  # noqa: ANN401 - arguments of the program
     guide: Callable[..., Any] | None = None,
     loss: Any = None,  # noqa: ANN401 - anything SVI takes
-    budget: int = 10_000,
+    budget: int | None = None,
     max_seconds: float | None = None,
-    learning_rate: float = 0.01,
+    learning_rate: float | None = None,
     annealing: float = 0.0,
     progress: bool = True,
     **kwargs: Any,  # noqa: ANN401
@@ -82,7 +85,7 @@ def fit(
 
     Training runs at a constant learning rate (after a short warm-up) until the loss, averaged over
     windows, is level within its Monte Carlo error, or half of the budget is spent; then the rate
-    falls along a cosine and the iterates of its second half are averaged.
+    falls along a cosine for half of the budget, and the last iterates are averaged.
 
     :param callable model: a Pyro model.
     :param args: its arguments.
@@ -90,11 +93,12 @@ def fit(
     :param loss: an ELBO or any other objective that ``SVI`` takes; by default
         :class:`~pyro.infer.Trace_ELBO` with 16 particles where the model can be vectorised,
         which is tried, and 4 otherwise.
-    :param int budget: optimiser steps at most.
-    :param float max_seconds: wall-clock limit of the training in seconds; the schedule then runs
-        on whichever of the two limits is nearer.
-    :param float learning_rate: of Adam; latents have been scaled, so the default rarely needs
-        a change.
+    :param int budget: optimiser steps at most; by default 10,000, or as many as fit in
+        ``max_seconds``.
+    :param float max_seconds: wall-clock limit in seconds, the search for the scale included and
+        the k-hat at the end not; the schedule runs on whichever of the two limits is nearer.
+    :param float learning_rate: of Adam; by default 0.01, or what the loss suggests. Latents have
+        been scaled, so it rarely needs a change.
     :param float annealing: share of the first phase in which the log-density of the model is
         raised from a tenth to one, which keeps separate modes in reach; 0 leaves it out.
     :param bool progress: show a progress bar.
@@ -113,9 +117,14 @@ def fit(
         >>> round(float(result.guide.median()["x"]), 1)
         0.5
     """
+    start = time.perf_counter()
+    if budget is None:
+        budget = _BUDGET if max_seconds is None else sys.maxsize
     check_positive("budget", budget)
     if max_seconds is not None and not max_seconds > 0:
         raise ValueError(f"`max_seconds` must be positive, was {max_seconds}")
+    if learning_rate is None:
+        learning_rate = getattr(loss, "guide_learning_rate", _LEARNING_RATE)
     if not learning_rate > 0:
         raise ValueError(f"`learning_rate` must be positive, was {learning_rate}")
     if not 0 <= annealing <= 1:
@@ -124,7 +133,7 @@ def fit(
     with torch.no_grad(), poutine.block():
         guide(*args, **kwargs)  # finds the scale
     loss = _default_loss(model, guide, args, kwargs) if loss is None else loss
-    schedule = _Schedule(budget, max_seconds, annealing)
+    schedule = _Schedule(budget, max_seconds, annealing, start)
     optim = pyro.optim.LambdaLR(
         {
             "optimizer": torch.optim.Adam,
@@ -170,9 +179,11 @@ class _BoundSVI(SVI):
 class _Schedule:
     """Warm-up, a constant phase until the loss is level, and a cosine to the end."""
 
-    def __init__(self, budget: int, max_seconds: float | None, annealing: float) -> None:
+    def __init__(
+        self, budget: int, max_seconds: float | None, annealing: float, start: float
+    ) -> None:
         self.budget, self.max_seconds, self.annealing = budget, max_seconds, annealing
-        self.start = time.perf_counter()
+        self.start = start
         self.step = 0
         self.progress = 0.0
         self.cooling_from: float | None = None
@@ -183,10 +194,10 @@ class _Schedule:
 
     @property
     def cooled(self) -> float:
-        """Share of the cooling that is over. It takes as long as what came before it did."""
+        """Share of the cooling that is over. It takes half of the budget, or what is left."""
         if self.cooling_from is None:
             return 0.0
-        length = min(max(self.cooling_from, 3 * _WINDOW), 1 - self.cooling_from)
+        length = min(1 - _LAST_FIRST_PHASE, 1 - self.cooling_from)
         return min(1.0, (self.progress - self.cooling_from) / length)
 
     @property
@@ -390,10 +401,14 @@ def _report(
     scale = getattr(guide, "scale_report", None)
     if scale is not None:
         lines.append(
-            f"scale: {scale.method}, Gaussian bound {scale.elbo:.4g} "
-            f"({scale.num_evaluations} evaluations)"
+            f"scale: {scale.method} ({scale.num_modes}), Gaussian bound {scale.elbo:.4g}, "
+            f"{scale.num_evaluations} evaluations"
         )
-    state = "level before cooling" if converged else "NOT level when cooling began: raise budget"
+    state = (
+        "level before cooling"
+        if converged
+        else "NOT level when cooling began: give it more steps or time"
+    )
     lines.append(f"loss: {loss:.5g} after {history.num_steps} steps, {state}")
     if math.isnan(k_hat):
         lines.append(f"k-hat: none, {reason}")

@@ -26,7 +26,8 @@ class KSIVI(SemiImplicitObjective):
 
     :param str kernel: ``"imq"``, :math:`(1 + r^2 / h^2)^{-1/2}`, or ``"rbf"``,
         :math:`\exp(-r^2 / 2 h^2)`.
-    :param str statistic: ``"u"`` (unbiased, may be negative) or ``"v"``.
+    :param str statistic: ``"v"``, whose diagonal keeps the conditional from becoming too narrow,
+        or ``"u"``, unbiased, which may be negative and then diverge.
     :param float bandwidth: h, of the standardised draws; by default their median distance.
     :param kwargs: ``num_particles`` (default 100, at least 2), ``vectorize_particles`` (default
         True), ``max_plate_nesting``.
@@ -49,10 +50,12 @@ class KSIVI(SemiImplicitObjective):
         True
     """
 
+    guide_learning_rate = 1e-3  # for `fit`: pairs of draws with a narrow conditional are noisy
+
     def __init__(
         self,
         kernel: str = "imq",
-        statistic: str = "u",
+        statistic: str = "v",
         bandwidth: float | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:

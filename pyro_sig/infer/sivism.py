@@ -64,6 +64,8 @@ class SIVISM(SemiImplicitObjective):
         True
     """
 
+    guide_learning_rate = 1e-3  # for `fit`: f has to keep up
+
     def __init__(
         self,
         hidden_dims: Sequence[int] = (128, 128),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
@@ -309,7 +310,8 @@ class _ProgressBar(_NoProgress):
     def __init__(self, num_steps: int, description: str | None) -> None:
         from tqdm.auto import tqdm
 
-        self._bar = tqdm(total=num_steps, desc=description)
+        total = None if num_steps == sys.maxsize else num_steps  # someone else ends the run
+        self._bar = tqdm(total=total, desc=description)
         self._smoothed: dict[str, float] = {}
 
     def update(self, losses: dict[str, float], inference: Any) -> None:
