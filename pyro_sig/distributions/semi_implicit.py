@@ -163,6 +163,8 @@ class SemiImplicit(TorchDistribution):
         psi, components = self._draw_fresh(first)
         if share_draws:
             self._draws.psi, self._draws.components = psi, components
+        if proposal is not None:
+            proposal(components.sample())  # here, so that its parameters are captured
         self._support = mixture_support(components)
         self.has_rsample = mixing.has_rsample and components.has_rsample
         super().__init__(mixing.batch_shape, components.event_shape, validate_args=validate_args)
@@ -479,7 +481,8 @@ class SemiImplicit(TorchDistribution):
             return psi, component_log_prob(components, value), 0
         psi, components = self._fresh()
         rows = value.shape[: value.dim() - len(self.event_shape)]
-        value = value.expand(*broadcast_shape(rows, self.batch_shape), *self.event_shape)
+        rows = torch.Size(broadcast_shape(rows, self.batch_shape))
+        value = value.expand(rows + self.event_shape)
         dim = -1 - len(self.mixing.batch_shape)
         value = value.unsqueeze(dim - len(self.event_shape))
         return psi, component_log_prob(components, value), dim

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
-from pyro.distributions import MaskedDistribution
-from pyro.distributions.util import scale_and_mask
+from pyro.distributions import Delta, MaskedDistribution
+from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.infer import ELBO
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
@@ -17,13 +17,22 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, TransformedDistribution
+from torch.distributions import Distribution, Independent, TransformedDistribution, constraints
 
-from pyro_sig.distributions import Implicit, SemiImplicit
+from pyro_sig.distributions import Implicit, ParticleMixing, SemiImplicit
 from pyro_sig.distributions.components import component_log_prob
 from pyro_sig.distributions.lineage import Origin
+from pyro_sig.distributions.mixing_noise import noise_law
 
-__all__ = ["Draw", "InnerNetworks", "Joint", "SemiImplicitObjective", "batch_law", "one_law"]
+__all__ = [
+    "Draw",
+    "InnerNetworks",
+    "Joint",
+    "SemiImplicitObjective",
+    "batch_law",
+    "one_law",
+    "real_noise",
+]
 
 
 class Draw(NamedTuple):
@@ -34,6 +43,8 @@ class Draw(NamedTuple):
     :param distribution: its law.
     :param origin: the psi and the noise behind the value.
     :param log_volume: of the transform at the site, or None.
+    :param list masks: those of the site's distribution, innermost first, each with the number of
+        its dimensions.
     :param dict site: the site of the trace.
     """
 
@@ -42,18 +53,23 @@ class Draw(NamedTuple):
     distribution: SemiImplicit
     origin: Origin
     log_volume: Tensor | None
+    masks: list[tuple[Tensor | bool | None, int]]
     site: dict[str, Any]
 
     @property
     def conditional_score(self) -> Tensor:
         """Gradient of log q(value | psi_0) in the value, with a graph to psi_0."""
-        log_prob = component_log_prob(self.origin.conditional, self.value)
-        (score,) = torch.autograd.grad(log_prob.sum(), self.value, create_graph=True)
+        # Another tensor: a cached transform in the conditional would not look at the draw itself.
+        value = self.value.view_as(self.value)
+        log_prob = component_log_prob(self.origin.conditional, value)
+        (score,) = torch.autograd.grad(log_prob.sum(), value, create_graph=True)
         return score
 
     def weigh(self, x: Tensor) -> Tensor:
-        """Sums terms of shape ``[*rows]`` with the site's scale and mask."""
-        return scale_and_mask(x, self.site["scale"], self.site["mask"]).sum()
+        """Sums terms of shape ``[*rows]`` with the site's scale and all masks."""
+        for mask, dims in [*self.masks, (self.site["mask"], len(self.site["fn"].batch_shape))]:
+            x = scale_and_mask(sum_rightmost(x, x.dim() - dims), mask=mask)
+        return scale_and_mask(x, self.site["scale"]).sum()
 
 
 class Joint(NamedTuple):
@@ -62,24 +78,35 @@ class Joint(NamedTuple):
     :param torch.Tensor log_target: log p(x, z) minus the log-densities of the guide's explicit
         sites, summed over particles, with a graph to the draws.
     :param list draws: the semi-implicit sites.
+    :param list explicit: names of the other random sites.
     :param int num_particles: particles in this run.
     """
 
     log_target: Tensor
     draws: list[Draw]
+    explicit: list[str]
     num_particles: int
+
+
+def _innermost(fn: Any) -> Any:  # noqa: ANN401
+    while isinstance(fn, (Independent, MaskedDistribution)):
+        fn = fn.base_dist
+    return fn
 
 
 def _find_draw(name: str, site: dict[str, Any]) -> Draw | None:
     fn, value, log_volume = site["fn"], site["value"], None
+    masks: list[tuple[Tensor | bool | None, int]] = []
     while True:
         if isinstance(fn, (Independent, MaskedDistribution)):
+            if isinstance(fn, MaskedDistribution):
+                masks.insert(0, (fn._mask, len(fn.batch_shape)))
             fn = fn.base_dist
         elif isinstance(fn, TransformedDistribution):
             for transform in reversed(fn.transforms):
                 before = transform.inv(value)
                 volume = transform.log_abs_det_jacobian(before, value)
-                volume = volume.reshape(*site["log_prob_shape"], -1).sum(-1)
+                volume = sum_rightmost(volume, volume.dim() - len(fn.batch_shape))
                 log_volume = volume if log_volume is None else log_volume + volume
                 value = before
             fn = fn.base_dist
@@ -94,7 +121,7 @@ def _find_draw(name: str, site: dict[str, Any]) -> Draw | None:
             f"site {name!r} must keep the tensor that its SemiImplicit drew, but has a copy; give "
             "a transform at the site a cache (`transform.with_cache()`)"
         ) from None
-    return Draw(name, value, fn, origin, log_volume, site)
+    return Draw(name, value, fn, origin, log_volume, masks, site)
 
 
 class InnerNetworks:
@@ -214,11 +241,10 @@ class SemiImplicitObjective(ELBO):
 
     def _joint(self, model_trace: Trace, guide_trace: Trace, num_particles: int) -> Joint:
         log_target = model_trace.log_prob_sum()
-        draws = []
+        draws, explicit = [], []
         for name, site in guide_trace.nodes.items():
             if site["type"] != "sample" or site["is_observed"]:
                 continue
-            site["log_prob_shape"] = site["fn"].batch_shape
             draw = _find_draw(name, site)
             if draw is None:
                 if not getattr(site["fn"], "has_rsample", False):
@@ -229,6 +255,8 @@ class SemiImplicitObjective(ELBO):
                 log_prob = site["fn"].log_prob(site["value"])
                 log_prob = scale_and_mask(log_prob, site["scale"], site["mask"])
                 log_target = log_target - log_prob.sum()
+                if not isinstance(_innermost(site["fn"]), Delta):
+                    explicit.append(name)
                 continue
             if not draw.distribution.has_rsample:
                 raise ValueError(
@@ -244,7 +272,7 @@ class SemiImplicitObjective(ELBO):
                 "among the guide's sites: use AutoSemiImplicit(model) or a SemiImplicit in the "
                 "guide, or train this guide with Trace_ELBO"
             )
-        return Joint(log_target, draws, num_particles)
+        return Joint(log_target, draws, explicit, num_particles)
 
     def _flat(self, joint: Joint, parts: list[Tensor]) -> Tensor:
         """Puts one part per draw side by side: ``[num_particles, D]``."""
@@ -256,9 +284,14 @@ class SemiImplicitObjective(ELBO):
         """All draws, the target's score and the conditional's, each of shape ``[B, D]``."""
         columns: list[tuple[Tensor, Tensor, Tensor]] = []
         for joint in joints:
+            for name in joint.explicit:
+                raise ValueError(
+                    f"{type(self).__name__} compares semi-implicit draws only and would not train "
+                    f"site {name!r}: use Trace_ELBO or PathGradient_ELBO"
+                )
             for draw in joint.draws:
-                scale = draw.site["scale"]
-                if draw.site["mask"] is not None or torch.any(torch.as_tensor(scale) != 1.0):
+                scale, masked = draw.site["scale"], draw.masks or draw.site["mask"] is not None
+                if masked or torch.any(torch.as_tensor(scale) != 1.0):
                     raise ValueError(
                         f"{type(self).__name__} compares joint draws and needs all of them, but "
                         f"site {draw.name!r} is subsampled, scaled or masked: use Trace_ELBO or "
@@ -375,6 +408,24 @@ def batch_law(draw: Draw) -> Distribution:
     """Returns the mixing of a draw, expanded to its rows."""
     rows = draw.value.shape[: draw.value.dim() - len(draw.distribution.event_shape)]
     return draw.distribution.mixing.expand(rows)
+
+
+def real_noise(draw: Draw, user: str) -> Tensor:
+    """Returns the noise behind a draw.
+
+    :raises ValueError: if its law is not a density over all reals.
+    """
+    mixing = draw.distribution.mixing
+    support: Any = noise_law(mixing).support
+    while isinstance(support, type(constraints.real_vector)):
+        support = support.base_constraint
+    if support is not constraints.real or isinstance(mixing, ParticleMixing):
+        raise ValueError(
+            f"{user} must have mixing noise with a density over all reals, but at site "
+            f"{draw.name!r} was {noise_law(mixing)}: use Trace_ELBO or PathGradient_ELBO"
+        )
+    assert draw.origin.noise is not None
+    return draw.origin.noise.detach()
 
 
 def one_law(draw: Draw, user: str) -> None:

@@ -17,7 +17,7 @@ from pyro_sig.distributions.components import (
     run_conditional,
 )
 from pyro_sig.distributions.mixing_noise import noise_law, push_noise
-from pyro_sig.infer._objective import Draw, InnerNetworks, batch_law, one_law
+from pyro_sig.infer._objective import Draw, InnerNetworks, batch_law, one_law, real_noise
 from pyro_sig.infer._standardize import Standardize
 from pyro_sig.infer.path_gradient import PathGradient_ELBO, ScoreEstimator
 from pyro_sig.nn import Encoder
@@ -114,11 +114,10 @@ class ImportanceScore(ScoreEstimator):
         one_law(draw, "AISIVI")
         mixing = batch_law(draw)
         law = noise_law(mixing)
-        assert draw.origin.noise is not None
-        noise = draw.origin.noise.detach()
-        if len(law.event_shape) != 1 or not noise.is_floating_point():
+        noise = real_noise(draw, "AISIVI")
+        if len(law.event_shape) != 1:
             raise ValueError(
-                "AISIVI must have a vector of continuous noise in the mixing, was of event_shape "
+                "AISIVI must have a vector of noise in the mixing, was of event_shape "
                 f"{tuple(law.event_shape)}"
             )
         rows = draw.value.detach().reshape(-1, draw.distribution.event_shape.numel())

@@ -14,7 +14,7 @@ from pyro_sig.distributions.components import (
     run_conditional,
 )
 from pyro_sig.distributions.mixing_noise import noise_law, push_noise
-from pyro_sig.infer._objective import Draw, batch_law
+from pyro_sig.infer._objective import Draw, batch_law, real_noise
 from pyro_sig.infer.path_gradient import PathGradient_ELBO, ScoreEstimator
 
 __all__ = ["HMCScore", "UIVI"]
@@ -71,11 +71,7 @@ class HMCScore(ScoreEstimator):
         """
         mixing = batch_law(draw)
         law = noise_law(mixing)
-        noise = draw.origin.noise
-        assert noise is not None
-        noise = noise.detach()
-        if not noise.is_floating_point():
-            raise ValueError("UIVI must have continuous noise in the mixing, was discrete")
+        noise = real_noise(draw, "UIVI")
         value = draw.value.detach()
         conditional = draw.distribution.conditional
         rows = law.batch_shape

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tests.bench import steps, streaming, tmc
+from tests.bench import sivi, steps, streaming, tmc
 
 
 def main() -> None:
@@ -30,6 +30,7 @@ def main() -> None:
         torch.set_num_threads(threads)
         print(f"\n--- {threads} thread{'s' * (threads > 1)}")
         results |= {f"{k}_threads{threads}": v for k, v in steps.run(args.repeats).items()}
+        results |= {f"{k}_threads{threads}": v for k, v in sivi.run(args.repeats).items()}
     results |= tmc.run(args.repeats)
     results |= streaming.against_keops(args.repeats)
     args.out.parent.mkdir(parents=True, exist_ok=True)

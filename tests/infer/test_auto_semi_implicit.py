@@ -91,7 +91,9 @@ def trained(model, guide, steps, *args, loss=None, lr=0.01):
 def test_log_prob_is_the_mixture_over_the_psi_drawn(covariance):
     torch.set_default_dtype(torch.float64)
     try:
-        guide = AutoSemiImplicit(several_sites, num_mixing=7, covariance=covariance, rank=2)
+        guide = AutoSemiImplicit(
+            several_sites, num_mixing=7, covariance=covariance, rank=2, find_scale=False
+        )
         guide()
         for param in guide.parameters():
             param.data += 0.1 * torch.randn_like(param)
@@ -136,11 +138,11 @@ def test_base_distribution_and_transform_are_those_of_an_autocontinuous():
 def test_mean_importance_weight_is_the_evidence():
     """At any parameters: the weights count psi_0."""
     guide = AutoSemiImplicit(conjugate, num_mixing=3)
-    log_weights = log_importance_weights(conjugate, guide, num_samples=3000)
+    log_weights = log_importance_weights(conjugate, guide, num_samples=1500)
     weights = (log_weights - log_evidence()).exp()
     error = weights.std() / math.sqrt(len(weights))
     assert abs(weights.mean() - 1) <= SIGMAS * error
-    assert error < 0.05
+    assert error < 0.1
 
 
 def test_evidence_bound_median_and_quantiles_after_plain_svi():
@@ -151,6 +153,9 @@ def test_evidence_bound_median_and_quantiles_after_plain_svi():
     # The bound is tight up to a gap that the fit leaves; it lies below in the mean.
     error = SIGMAS * last.std().item() / 10
     assert -error < last.mean().item() + log_evidence() < 0.05 + error
+    draws = guide.sample_posterior(10_000)["z"]
+    assert abs(draws.mean() - CONJUGATE_MEAN) < (0.1 + SIGMAS / 100) * CONJUGATE_STD
+    assert abs(draws.std() / CONJUGATE_STD - 1) < 0.1 + SIGMAS / 140
     levels = torch.tensor([0.1, 0.5, 0.9])
     truth = dist.Normal(CONJUGATE_MEAN, CONJUGATE_STD)
     quantiles = guide.quantiles(levels.tolist())["z"]
@@ -176,6 +181,10 @@ def test_sites_keep_their_shapes_and_supports(find_scale):
     assert (draws["scale"] > 0) and (draws["rate"] > 0).all() and 0 < draws["prob"] < 1
     assert (draws["weights"] > 0).all()
     assert torch.allclose(guide()["weights"].sum(), torch.tensor(1.0))
+    joint = guide.sample_posterior(6)
+    for name, (batch, event) in SHAPES.items():
+        assert joint[name].shape == (6, *batch, *event)
+    assert torch.allclose(joint["weights"].sum(-1), torch.ones(6))
     quantiles = guide.quantiles([0.25, 0.75])
     assert quantiles["vector"].shape == (2, 4, 3, 2)
     assert (quantiles["rate"][0] < quantiles["rate"][1]).all()
@@ -188,7 +197,7 @@ def test_sites_keep_their_shapes_and_supports(find_scale):
 @pytest.mark.parametrize("nesting", [2, 4])
 def test_first_call_inside_the_particle_plate(nesting):
     """The prototype must not see the plate of the particles."""
-    guide = AutoSemiImplicit(several_sites, num_mixing=5)
+    guide = AutoSemiImplicit(several_sites, num_mixing=5, find_scale=nesting == 2)
     elbo = Trace_ELBO(num_particles=6, vectorize_particles=True, max_plate_nesting=nesting)
     svi = SVI(several_sites, guide, Adam({"lr": 0.01}), elbo)
     assert math.isfinite(svi.step()) and math.isfinite(svi.step())
@@ -202,7 +211,7 @@ def test_first_call_inside_the_particle_plate(nesting):
 
 @pytest.mark.parametrize("parallel", [False, True])
 def test_predictive(parallel):
-    guide = AutoSemiImplicit(several_sites, num_mixing=5)
+    guide = AutoSemiImplicit(several_sites, num_mixing=5, find_scale=False)
     guide()
     draws = Predictive(
         several_sites, guide=guide, num_samples=4, parallel=parallel, return_sites=[*SHAPES, "x"]
@@ -227,7 +236,9 @@ ELBOS = {
 @pytest.mark.parametrize("name", ELBOS)
 def test_steps_under_every_elbo(name):
     elbo, share_draws = ELBOS[name]
-    guide = AutoSemiImplicit(several_sites, num_mixing=5, share_draws=share_draws)
+    guide = AutoSemiImplicit(
+        several_sites, num_mixing=5, share_draws=share_draws, find_scale=False
+    )
     guide()
     before = {n: p.detach().clone() for n, p in guide.named_parameters()}
     svi = SVI(several_sites, guide, Adam({"lr": 0.01}), elbo)
@@ -257,7 +268,7 @@ def test_starts_near_the_initial_location_without_a_search():
     guide = AutoSemiImplicit(conjugate, init_loc_fn=init, init_scale=0.01, find_scale=False)
     guide()
     assert torch.equal(guide.loc, torch.tensor([7.0])) and guide.scale_report is None
-    draws = guide.get_base_posterior(1000)
+    draws = guide.get_posterior().sample((1000,))
     # The network has mean 0 and sd 1 by construction: 10 % for its shape beside the sampling.
     assert abs(draws.mean() - 7.0) < SIGMAS * 0.01 / math.sqrt(1000) + 0.001
     assert 0.8 < draws.std() / 0.01 < 1.2
@@ -266,7 +277,7 @@ def test_starts_near_the_initial_location_without_a_search():
 def test_starts_at_the_posterior_of_a_conjugate_model():
     guide = AutoSemiImplicit(conjugate)
     guide()
-    draws = guide.get_base_posterior(1000)
+    draws = guide.get_posterior().sample((1000,))
     assert abs(draws.mean() - CONJUGATE_MEAN) < (0.15 + SIGMAS / math.sqrt(1000)) * CONJUGATE_STD
     assert 0.7 < draws.std() / CONJUGATE_STD < 1.3
     assert guide.scale_report.elbo <= log_evidence() + 0.01
@@ -470,5 +481,10 @@ def test_a_model_without_a_density_at_every_start():
 
 
 def test_no_summary_before_the_first_call():
-    with pytest.raises(ValueError, match="must be called once"):
-        AutoSemiImplicit(conjugate).median()
+    guide = AutoSemiImplicit(conjugate, find_scale=False)
+    for summary in (guide.median, lambda: guide.sample_posterior(3)):
+        with pytest.raises(ValueError, match="must be called once"):
+            summary()
+    guide()
+    with pytest.raises(ValueError, match="`num_samples`"):
+        guide.sample_posterior(0)

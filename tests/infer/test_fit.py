@@ -1,0 +1,256 @@
+"""fit: closed-form posteriors, several fits, guides and losses, limits, the report, bad input."""
+
+import math
+import time
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+
+from pyro_sig.distributions import Implicit, SemiImplicit
+from pyro_sig.infer import AutoSemiImplicit, PathGradient_ELBO, fit
+from pyro_sig.nn import MLP
+
+SIGMAS = 5.0  # one failure in 1.7 million
+
+# A fit with a budget of 1,500 is within this many posterior deviations of the truth; 10,000 draws
+# add 5 SE of a mean (0.05) and of a deviation (0.036).
+FIT = 0.1
+MEAN_TOLERANCE = FIT + SIGMAS / 100
+STD_TOLERANCE = FIT + SIGMAS / 140
+
+Y = torch.tensor([0.3, -1.2, 2.0, 0.7])
+
+
+def conjugate(y):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(z, 0.5), obs=y)
+
+
+def normal_posterior(y):
+    precision = 1 + len(y) / 0.25
+    return 4 * float(y.sum()) / precision, precision**-0.5
+
+
+def check(draws, mean, std):
+    assert abs(draws.mean() - mean) < MEAN_TOLERANCE * std
+    assert abs(draws.std() / std - 1) < STD_TOLERANCE
+
+
+def test_normal_normal():
+    result = fit(conjugate, Y, budget=1500, progress=False)
+    mean, std = normal_posterior(Y)
+    check(result.guide.sample_posterior(10_000)["z"], mean, std)
+    assert isinstance(result.guide, AutoSemiImplicit)
+    assert result.converged and result.k_hat < 0.7
+    # The negative bound: the evidence, up to the fit's gap and the noise of its mean.
+    cov = torch.ones(4, 4) + 0.25 * torch.eye(4)
+    evidence = dist.MultivariateNormal(torch.zeros(4), cov).log_prob(Y).item()
+    assert abs(result.loss + evidence) < 0.1
+    assert result.history.num_steps <= 1500
+    assert repr(result) == f"Fit({result.report})"
+    for part in ("scale: ", f"after {result.history.num_steps} steps", "k-hat: ", "level before"):
+        assert part in result.report
+
+
+def test_gamma_poisson():
+    """Constrained, and skewed: the posterior is Gamma(2 + 9, 1 + 3); compared on both scales."""
+    counts = torch.tensor([2.0, 3.0, 4.0])
+
+    def model():
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        with pyro.plate("data", 3):
+            pyro.sample("counts", dist.Poisson(rate), obs=counts)
+
+    result = fit(model, budget=1500, progress=False)
+    draws = result.guide.sample_posterior(10_000)["rate"]
+    check(draws, 11 / 4, 11**0.5 / 4)
+    logs = draws.log()
+    truth = dist.Gamma(11.0, 4.0).sample((1_000_000,)).log()  # 5 SE of these: 0.005 deviations
+    check(logs, truth.mean(), truth.std())
+    # The log of a gamma is skewed to the left, by -1 / sqrt(11) in the first order: not a normal.
+    skewness = ((logs - logs.mean()) / logs.std()).pow(3).mean()
+    error = SIGMAS * math.sqrt(6 / 10_000)
+    assert abs(skewness - ((truth - truth.mean()) / truth.std()).pow(3).mean()) < error + 0.15
+    assert result.k_hat < 0.7
+
+
+def test_a_model_that_cannot_be_vectorised_is_looped():
+    """`X @ beta` takes one vector: with a particle plate it would be wrong or fail."""
+    torch.manual_seed(1)
+    x = torch.randn(30, 2)
+    y = x @ torch.tensor([1.0, -2.0]) + 0.5 * torch.randn(30)
+
+    def model():
+        beta = pyro.sample("beta", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", 30):
+            pyro.sample("y", dist.Normal(x @ beta, 0.5), obs=y)
+
+    torch.manual_seed(0)
+    result = fit(model, budget=1000, progress=False)
+    precision = torch.eye(2) + x.T @ x / 0.25
+    cov = precision.inverse()
+    mean = cov @ (x.T @ y) / 0.25
+    draws = result.guide.sample_posterior(10_000)["beta"]
+    std = cov.diagonal().sqrt()
+    assert ((draws.mean(0) - mean).abs() < MEAN_TOLERANCE * std).all()
+    error = (draws.T.cov() - cov) / torch.outer(std, std)
+    assert error.abs().max() < 2 * STD_TOLERANCE  # of variances
+    assert result.k_hat < 0.7
+
+
+def test_two_fits_do_not_disturb_each_other():
+    first = fit(conjugate, Y, budget=400, progress=False)
+    torch.manual_seed(1)
+    before = first.guide.sample_posterior(100)["z"]
+    second = fit(conjugate, Y + 10.0, budget=400, progress=False)
+    torch.manual_seed(1)
+    assert torch.equal(first.guide.sample_posterior(100)["z"], before)
+    for result, y in ((first, Y), (second, Y + 10.0)):
+        mean, std = normal_posterior(y)
+        assert abs(result.guide.sample_posterior(10_000)["z"].mean() - mean) < 0.3 * std
+    names = set(pyro.get_param_store().keys())
+    assert {name.split(".")[0] for name in names} == {"AutoSemiImplicit", "AutoSemiImplicit_1"}
+
+
+def test_a_hand_written_guide_and_a_loss():
+    net = MLP(2, [8], 2)
+    noise = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+    def guide(y):
+        pyro.module("net", net)
+        mixing = Implicit(net, noise, 2)
+
+        def conditional(psi):
+            return dist.Normal(psi[..., 0], torch.nn.functional.softplus(psi[..., 1]))
+
+        pyro.sample("z", SemiImplicit(mixing, conditional, 20))
+
+    loss = PathGradient_ELBO(num_particles=16)
+    result = fit(conjugate, Y, guide=guide, loss=loss, budget=800, progress=False)
+    assert result.guide is guide and "scale" not in result.report
+    assert math.isfinite(result.k_hat)
+    with pyro.plate("draws", 10_000), torch.no_grad():
+        trace = pyro.poutine.trace(guide).get_trace(Y)
+    check(trace.nodes["z"]["value"], *normal_posterior(Y))
+
+
+def test_another_autoguide():
+    guide = AutoNormal(conjugate)
+    result = fit(conjugate, Y, guide=guide, budget=800, progress=False)
+    mean, std = normal_posterior(Y)
+    assert abs(guide.median()["z"] - mean) < FIT * std
+    assert math.isfinite(result.k_hat)
+
+
+# ------------------------------------------------------------------------------------------ limits
+
+
+def test_the_clock_stops_it():
+    start = time.perf_counter()
+    result = fit(conjugate, Y, max_seconds=1.5, progress=False)
+    # The k-hat at the end is not in the limit.
+    assert 1.0 < time.perf_counter() - start < 10.0
+    assert 0.5 < result.history.seconds < 3.0
+    assert result.history.num_steps > 1
+
+
+def test_a_limit_that_is_over_at_once():
+    result = fit(conjugate, Y, max_seconds=1e-6, progress=False)
+    assert result.history.num_steps == 1 and not result.converged
+
+
+@pytest.mark.parametrize("budget", [1, 2, 3])
+def test_a_small_budget(budget):
+    result = fit(conjugate, Y, budget=budget, progress=False)
+    assert result.history.num_steps == budget
+    assert not result.converged and "NOT level" in result.report
+    assert result.guide.median()["z"].isfinite()
+
+
+def test_not_converged_while_the_loss_still_falls():
+    def model():
+        pyro.sample("z", dist.Normal(100.0, 1.0))
+
+    def guide():
+        loc = pyro.param("loc", torch.tensor(0.0))
+        pyro.sample("z", dist.Normal(loc, 1.0))
+
+    result = fit(model, guide=guide, loss=Trace_ELBO(), budget=600, progress=False)
+    assert not result.converged
+    assert result.history.num_steps == 600
+
+
+def test_annealing_runs_and_ends_at_the_posterior():
+    result = fit(conjugate, Y, budget=1500, annealing=0.5, progress=False)
+    mean, std = normal_posterior(Y)
+    check(result.guide.sample_posterior(10_000)["z"], mean, std)
+
+
+def test_progress_bar(capsys):
+    fit(conjugate, Y, budget=3)
+    assert "fit: 100%" in capsys.readouterr().err
+
+
+def test_the_global_state_stays_but_for_parameters():
+    dtype, validation = torch.get_default_dtype(), pyro.settings.get("validate_distributions_pyro")
+    fit(conjugate, Y, budget=3, progress=False)
+    assert torch.get_default_dtype() == dtype and torch.is_grad_enabled()
+    assert pyro.settings.get("validate_distributions_pyro") == validation
+
+
+# --------------------------------------------------------------------------------------- the k-hat
+
+
+def test_no_k_hat_under_subsampling_and_it_says_why():
+    x = torch.randn(100)
+
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 100, subsample_size=10) as rows:
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[rows])
+
+    result = fit(model, budget=20, progress=False)
+    assert math.isnan(result.k_hat) and "k-hat: none, the model subsamples" in result.report
+
+
+def test_k_hat_tells_a_guide_that_is_too_narrow():
+    def model():
+        pyro.sample("z", dist.StudentT(2.0, 0.0, 1.0))
+
+    def guide():
+        loc = pyro.param("loc", torch.tensor(0.0))
+        pyro.sample("z", dist.Normal(loc, 0.5))
+
+    result = fit(model, guide=guide, loss=Trace_ELBO(), budget=20, progress=False)
+    assert result.k_hat > 0.7 and "do not trust" in result.report
+
+
+# --------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"budget": 0}, "`budget`"),
+        ({"max_seconds": 0.0}, "`max_seconds` must be positive"),
+        ({"learning_rate": 0.0}, "`learning_rate` must be positive"),
+        ({"annealing": 1.5}, "`annealing` must be between 0 and 1"),
+        ({"annealing": -0.1}, "`annealing` must be between 0 and 1"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        fit(conjugate, Y, progress=False, **arguments)
+
+
+def test_a_discrete_latent():
+    def model():
+        pyro.sample("k", dist.Bernoulli(0.5))
+
+    with pytest.raises(ValueError, match="discrete sample site 'k'"):
+        fit(model, progress=False)
