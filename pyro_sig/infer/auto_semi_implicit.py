@@ -107,7 +107,7 @@ class AutoSemiImplicit(AutoContinuous):
         model: Callable[..., Any],
         noise_dim: int | None = None,
         hidden_dims: Sequence[int] | None = None,
-        num_mixing: int = 100,
+        num_mixing: int = 200,
         covariance: str | None = None,
         *,
         rank: int | None = None,

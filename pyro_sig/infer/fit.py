@@ -23,7 +23,7 @@ from pyro_sig.infer.train import History, StopTraining, train
 
 __all__ = ["Fit", "fit"]
 
-_NUM_PARTICLES = 16
+_NUM_PARTICLES = 64
 _NUM_LOOPED_PARTICLES = 4
 _BUDGET = 10_000
 _LEARNING_RATE = 0.01
@@ -91,7 +91,7 @@ def fit(
     :param args: its arguments.
     :param callable guide: by default :class:`AutoSemiImplicit`.
     :param loss: an ELBO or any other objective that ``SVI`` takes; by default
-        :class:`~pyro.infer.Trace_ELBO` with 16 particles where the model can be vectorised,
+        :class:`~pyro.infer.Trace_ELBO` with 64 particles where the model can be vectorised,
         which is tried, and 4 otherwise.
     :param int budget: optimiser steps at most; by default 10,000, or as many as fit in
         ``max_seconds``.
@@ -198,6 +198,8 @@ class _Schedule:
         if self.cooling_from is None:
             return 0.0
         length = min(1 - _LAST_FIRST_PHASE, 1 - self.cooling_from)
+        if length <= 0:
+            return 1.0  # the first step was the last
         return min(1.0, (self.progress - self.cooling_from) / length)
 
     @property
