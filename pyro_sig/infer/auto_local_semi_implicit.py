@@ -46,7 +46,8 @@ class AutoLocalSemiImplicit(AutoGuide):
     :param callable model: a Pyro model with continuous latents.
     :param callable encoder: arguments of the model -> features of shape ``[*rows, F]``, for all rows
         of the plates or for those of the subsample. A module is trained with the guide. Without
-        it every row has a location, a scale and ``context_dim`` numbers of its own.
+        it, and at sites outside of all plates, every row has a location, a scale and
+        ``context_dim`` numbers of its own.
     :param int noise_dim: size of the noise :math:`\epsilon`; by default that of a site's latent,
         between 3 and 32.
     :param hidden_dims: sizes of the networks' hidden layers.
@@ -121,7 +122,8 @@ class AutoLocalSemiImplicit(AutoGuide):
                 if full_size != frame.size:
                     loc = periodic_repeat(loc, full_size, frame.dim - event_dim).contiguous()
             num_features = self.context_dim
-            if self.encoder is None:
+            encoded = self._encoded(site)
+            if not encoded:
                 rows = loc.shape[: loc.dim() - event_dim]
                 scale = torch.full_like(loc, self.init_scale)
                 context = 0.1 * torch.randn(*rows, num_features).to(loc)
@@ -135,7 +137,12 @@ class AutoLocalSemiImplicit(AutoGuide):
                 loc = loc.reshape(-1, *self._event_shapes[name]).mean(0)
             size = self._event_shapes[name].numel()
             noise_dim = self.noise_dim or min(max(3, size), 32)
-            deep_setattr(self.networks, name, self._network(noise_dim, num_features, size, loc))
+            network = self._network(noise_dim, num_features, size, loc, encoded)
+            deep_setattr(self.networks, name, network)
+
+    def _encoded(self, site: dict[str, Any]) -> bool:
+        """A site outside of all plates has no row of features."""
+        return self.encoder is not None and any(f.vectorized for f in site["cond_indep_stack"])
 
     def _features(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         assert self.encoder is not None
@@ -145,15 +152,17 @@ class AutoLocalSemiImplicit(AutoGuide):
             raise ValueError(f"`encoder` must return features of shape [*rows, F], was {was}")
         return features
 
-    def _network(self, noise_dim: int, num_features: int, size: int, loc: Tensor) -> MLP:
+    def _network(
+        self, noise_dim: int, num_features: int, size: int, loc: Tensor, encoded: bool
+    ) -> MLP:
         net = MLP(noise_dim + num_features, self.hidden_dims, 2 * size).to(loc)
         with torch.no_grad():
             probe = torch.randn(1000, noise_dim + num_features).to(loc)
-            scale = self.init_scale if self.encoder is not None else 1.0
+            scale = self.init_scale if encoded else 1.0
             spread = math.sqrt(_INITIAL_SPREAD) * scale
             net.head.weight[:size] *= (spread / net(probe)[:, :size].std(0)).unsqueeze(-1)
             net.head.bias[:size] -= net(probe)[:, :size].mean(0)
-            if self.encoder is not None:
+            if encoded:
                 net.head.bias[:size] += loc.flatten()
             net.head.weight[size:] *= 0.1
             net.head.bias[size:] = math.log(math.expm1(math.sqrt(1 - _INITIAL_SPREAD) * scale))
@@ -208,7 +217,7 @@ class AutoLocalSemiImplicit(AutoGuide):
                         stack.enter_context(plates[frame.name])
                 unconstrained = pyro.sample(
                     f"{name}_unconstrained",
-                    self._posterior(name, features),
+                    self._posterior(name, features if self._encoded(site) else None),
                     infer={"is_auxiliary": True},
                 )
                 value = transform(unconstrained)

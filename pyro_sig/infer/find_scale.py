@@ -157,6 +157,8 @@ def find_scale(
     for name, size in (("num_iterations", num_iterations), ("num_updates", num_updates)):
         if size < 0:
             raise ValueError(f"`{name}` must be zero or positive, was {size}")
+    if num_draws is not None and num_draws < 2:
+        raise ValueError(f"`num_draws` must be at least 2, was {num_draws}")
     generator = torch.Generator(device=init_loc.device).manual_seed(seed)
     target = _Target(log_density)
     starts = init_loc.detach().reshape(-1, init_loc.shape[-1])
