@@ -141,7 +141,7 @@ class SemiImplicit(TorchDistribution):
         check_positive("num_mixing", num_mixing)
         if chunk_size is not None:
             check_positive("chunk_size", chunk_size)
-        if proposal is not None and not callable(proposal):
+        if proposal is not None and (isinstance(proposal, Distribution) or not callable(proposal)):
             raise ValueError(
                 "`proposal` must be a callable value -> Distribution, was "
                 f"{type(proposal).__name__}"
@@ -332,7 +332,8 @@ class SemiImplicit(TorchDistribution):
         """Splits the log-density for Pyro's gradient estimators, at a guide's site.
 
         :raises ValueError: with validation on, if the model scored the same value by this very
-            object: as a prior it must not count psi_0, and cannot tell that it is one.
+            object: as a prior it must not count psi_0, and cannot tell that it is one. Also
+            with a ``proposal`` where there is no rsample.
         """
         if self._validate_args:
             self._validate_sample(x)
@@ -341,6 +342,11 @@ class SemiImplicit(TorchDistribution):
                     "one SemiImplicit object must not be both guide and prior of a value: give "
                     "the prior its own object, or prior.expand(prior.batch_shape)"
                 )
+        if self.proposal is not None and not self.has_rsample:
+            raise ValueError(
+                "`proposal` must be None in a guide whose mixing or conditional has no rsample: "
+                "its gradient would be biased"
+            )
         # The K + 1 psi and the value have joint density prod_k p(psi_k) x mean_k p(x | psi_k).
         log_prob, log_mixing = self._estimate(x, self._remembered(x), score_term=False)
         if self.has_rsample:
@@ -381,6 +387,8 @@ class SemiImplicit(TorchDistribution):
             return self._proposed(value, origin), 0.0
         if isinstance(self.mixing, ParticleMixing):
             origin = None  # all psi enter as it is
+        # First, while a transform in the conditional has the value in its cache.
+        own = None if origin is None else component_log_prob(origin.conditional, value)
         log_mixing: Tensor | float = 0.0
         if self.mixing.has_rsample:
             log_sum = self._log_sum(value)
@@ -397,10 +405,9 @@ class SemiImplicit(TorchDistribution):
                 log_sum = leave_one_out_surrogate(scores, log_psi, dim)
             else:
                 log_sum = scores.logsumexp(dim)
-        if origin is None:
+        if origin is None or own is None:
             log_prob = log_sum - math.log(self.num_mixing)
         else:
-            own = component_log_prob(origin.conditional, value)
             log_prob = torch.logaddexp(log_sum, own) - math.log1p(self.num_mixing)
             if not self.mixing.has_rsample:
                 log_mixing = log_mixing + self.mixing.log_prob(origin.psi)

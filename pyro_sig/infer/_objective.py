@@ -125,7 +125,7 @@ def _find_draw(name: str, site: dict[str, Any]) -> Draw | None:
 
 
 class InnerNetworks:
-    """Networks of an objective, made when the first draw tells their sizes, each with its optimiser.
+    """Networks of an objective with their optimisers, made when a first draw tells the sizes.
 
     :param callable make: key and further arguments -> module.
     :param float learning_rate: of Adam.
@@ -206,8 +206,9 @@ class SemiImplicitObjective(ELBO):
     def _get_trace(
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict
     ) -> tuple[Trace, Trace]:
-        unwrapped = poutine.unwrap(guide)
-        if isinstance(unwrapped, Messenger):
+        unwrapped: Any = poutine.unwrap(guide)
+        runs_the_model = isinstance(unwrapped, Messenger)
+        if runs_the_model:
             guide(*args, **kwargs)
             model_trace, guide_trace = unwrapped.get_traces()
         else:
@@ -240,9 +241,11 @@ class SemiImplicitObjective(ELBO):
             yield self._joint(model_trace, guide_trace, self.num_particles if together else 1)
 
     def _joint(self, model_trace: Trace, guide_trace: Trace, num_particles: int) -> Joint:
-        log_target = model_trace.log_prob_sum()
-        draws, explicit = [], []
-        for name, site in guide_trace.nodes.items():
+        log_target = torch.as_tensor(model_trace.log_prob_sum())
+        draws: list[Draw] = []
+        explicit: list[str] = []
+        sites: dict[str, Any] = dict(guide_trace.nodes)
+        for name, site in sites.items():
             if site["type"] != "sample" or site["is_observed"]:
                 continue
             draw = _find_draw(name, site)

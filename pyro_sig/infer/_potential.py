@@ -107,4 +107,5 @@ def unconstrained_log_density(
                     out.append(one(row))
             return torch.stack(out)
 
+    log_density.state = state  # type: ignore[attr-defined]
     return log_density

@@ -32,7 +32,7 @@ class _Proposal(nn.Module):
         self, rows: Tensor, noise: Tensor, hidden_dims: Sequence[int], num_layers: int
     ) -> None:
         super().__init__()
-        options = {"device": rows.device, "dtype": rows.dtype}
+        options: dict[str, Any] = {"device": rows.device, "dtype": rows.dtype}
         size, context = noise.shape[-1], rows.shape[-1]
         self.standardize = Standardize(rows[0])
         self.encoder = Encoder(context, list(hidden_dims), size, nn.SiLU, **options)
@@ -48,8 +48,9 @@ class _Proposal(nn.Module):
                     nonlinearity=nn.SiLU(),
                 )
                 # Begin at the identity: couplings with random scales diverge.
-                nn.init.zeros_(net.layers[-1].weight)
-                nn.init.zeros_(net.layers[-1].bias)
+                last: Any = net.layers[-1]
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
                 self.couplings.append(ConditionalAffineCoupling(half, net).to(rows))
         self.reverse = torch.arange(size - 1, -1, -1, device=rows.device)
 
@@ -57,6 +58,7 @@ class _Proposal(nn.Module):
         context = self.standardize(rows)
         loc, scale = self.encoder(context)
         transforms: list[Any] = []
+        coupling: Any
         for coupling in self.couplings:
             transforms += [coupling.condition(context), Permute(self.reverse)]
         base = dist.Normal(loc, scale).to_event(1)
@@ -145,7 +147,9 @@ class ImportanceScore(ScoreEstimator):
 
 
 class AISIVI(PathGradient_ELBO):
-    r"""Climbs the evidence bound by importance sampling: the path gradient with :class:`ImportanceScore`.
+    r"""Climbs the evidence bound by importance sampling.
+
+    :class:`PathGradient_ELBO` with :class:`ImportanceScore`.
 
     :param int num_importance: draws from the proposal for each row.
     :param hidden_dims: sizes of the flow's hidden layers.

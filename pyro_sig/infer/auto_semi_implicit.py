@@ -40,6 +40,7 @@ def check_continuous(trace: poutine.Trace) -> None:
     :param trace: of the program.
     :raises ValueError: names the site, and what to do instead.
     """
+    site: Any
     for name, site in trace.iter_stochastic_nodes():
         if getattr(site["fn"].support, "is_discrete", False):
             raise ValueError(
@@ -96,8 +97,8 @@ class AutoSemiImplicit(AutoContinuous):
         >>> svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 1e-2}), Trace_ELBO())
         >>> isinstance(svi.step(), float)
         True
-        >>> guide.scale_report.method in ("L-BFGS path", "score matching", "initial point")
-        True
+        >>> guide.scale_report.method, guide.scale_report.num_modes
+        ('several modes', 2)
     """
 
     scale_report: ScaleReport | None
@@ -152,6 +153,7 @@ class AutoSemiImplicit(AutoContinuous):
             raise
 
     def _set_up(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assert self.prototype_trace is not None
         check_continuous(self.prototype_trace)
         self._check_store()
         init_loc = self._init_loc()
@@ -199,6 +201,7 @@ class AutoSemiImplicit(AutoContinuous):
 
     def _init_factor(self, scale_tril: Tensor) -> None:
         """The update of the identity that comes nearest to the correlations found."""
+        assert self.rank is not None
         rows = scale_tril / torch.linalg.vector_norm(scale_tril, dim=-1, keepdim=True)
         values, vectors = torch.linalg.eigh(rows @ rows.mT)
         # (I + W W')^2 has the eigenvalue l where W W' has sqrt(l) - 1.
@@ -206,8 +209,8 @@ class AutoSemiImplicit(AutoContinuous):
         self.cov_factor = nn.Parameter(vectors[:, -self.rank :] * gains)
 
     def _init_network(self, like: Tensor) -> None:
-        # Its own stream: the guide's start must not depend on what else was drawn before.
-        options = {"device": like.device, "dtype": like.dtype}
+        assert self.noise_dim is not None and self.hidden_dims is not None
+        options: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
         dim = self.latent_dim
         net = MLP(self.noise_dim, list(self.hidden_dims), 2 * dim, **options)
         with torch.no_grad():
@@ -232,7 +235,7 @@ class AutoSemiImplicit(AutoContinuous):
             eye = torch.eye(self.latent_dim).to(self.loc)
             diagonal = nn.functional.softplus(self.tril_offset.diagonal() + math.log(math.e - 1))
             shape = self.tril_offset.tril(-1) + eye * diagonal
-            return TriangularAffine(self.loc, self.scale_tril @ shape)
+            return TriangularAffine(self.loc, self.scale_tril @ shape, cache_size=1)
         if self.covariance == "low_rank":
             return LowRankAffine(self.loc, self.scale, self.cov_factor)
         return LowRankAffine(self.loc, self.scale, self.loc.new_zeros(self.latent_dim, 0))
@@ -300,6 +303,7 @@ class AutoSemiImplicit(AutoContinuous):
     def _sites(self, latent: Tensor) -> Iterator[tuple[dict[str, Any], Tensor]]:
         """Splits draws ``[S, D]`` into sites of shape ``[S, *shape]``."""
         position = 0
+        assert self.prototype_trace is not None
         for name, site in self.prototype_trace.iter_stochastic_nodes():
             shape = self._unconstrained_shapes[name]
             part = latent[:, position : position + shape.numel()]

@@ -24,7 +24,7 @@ class _ScoreNetwork(nn.Module):
         super().__init__()
         size = rows.shape[-1]
         self.standardize = Standardize(rows[0])
-        options = {"device": rows.device, "dtype": rows.dtype}
+        options: dict[str, Any] = {"device": rows.device, "dtype": rows.dtype}
         self.net = MLP(size, list(hidden_dims), size, nn.SiLU, **options)
         nn.init.zeros_(self.net.head.weight)
         nn.init.zeros_(self.net.head.bias)
@@ -89,7 +89,9 @@ class DenoisingScore(ScoreEstimator):
 
 
 class DIVI(PathGradient_ELBO):
-    r"""Climbs the evidence bound with a learned score: the path gradient with :class:`DenoisingScore`.
+    r"""Climbs the evidence bound with a learned score.
+
+    :class:`PathGradient_ELBO` with :class:`DenoisingScore`.
 
     :param hidden_dims: sizes of the score network's hidden layers.
     :param int inner_steps: steps of the score network for each step of the guide.

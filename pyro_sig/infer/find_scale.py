@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -117,10 +117,9 @@ def find_scale(
     The mode itself is not safe: where a density has a spike at the edge of a funnel, the path
     runs into it and the best bound lies on the way. Then Gaussian score matching: each update
     minimises, in closed form, the squared difference of the scores at draws of the Gaussian, with
-    a penalty for leaving it. It is kept only if the bound gains. Where the paths from several starts
-    end in separate modes with evidence of one order, the answer has the moments of their mixture.
-    The function is pure: it changes
-    no global random state and no parameter.
+    a penalty for leaving it. It is kept only if the bound gains. Where the paths from several
+    starts end in separate modes with evidence of one order, the answer has the moments of their
+    mixture. The function is pure: it changes no global random state and no parameter.
 
     :param callable log_density: batched log-density, up to a constant: ``[B, D]`` to ``[B]``,
         differentiable. It should be deterministic.
@@ -376,7 +375,11 @@ def _match_scores(
     target: _Target, best: _Best, num_updates: int, num_draws: int, generator: torch.Generator
 ) -> tuple[_Best, int]:
     dim = len(best.loc)
-    options = {"generator": generator, "device": best.loc.device, "dtype": best.loc.dtype}
+    options: dict[str, Any] = {
+        "generator": generator,
+        "device": best.loc.device,
+        "dtype": best.loc.dtype,
+    }
     check = torch.randn(_BOUND_DRAWS, dim, **options)
     check = torch.cat([check, -check])
     best = best._replace(elbo=target.elbo(best.loc, best.tril, check))

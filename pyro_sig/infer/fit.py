@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_sig.diagnostics import log_importance_weights, pareto_k_hat
 from pyro_sig.distributions.components import check_positive
+from pyro_sig.infer._mapped_elbo import MappedELBO
 from pyro_sig.infer._potential import unconstrained_log_density
 from pyro_sig.infer.auto_semi_implicit import AutoSemiImplicit
 from pyro_sig.infer.train import History, StopTraining, train
@@ -92,7 +93,7 @@ def fit(
     :param callable guide: by default :class:`AutoSemiImplicit`.
     :param loss: an ELBO or any other objective that ``SVI`` takes; by default
         :class:`~pyro.infer.Trace_ELBO` with 64 particles where the model can be vectorised,
-        which is tried, and 4 otherwise.
+        or mapped by ``torch.func.vmap``, which is tried, and 4 otherwise.
     :param int budget: optimiser steps at most; by default 10,000, or as many as fit in
         ``max_seconds``.
     :param float max_seconds: wall-clock limit in seconds, the search for the scale included and
@@ -134,7 +135,7 @@ def fit(
         guide(*args, **kwargs)  # finds the scale
     loss = _default_loss(model, guide, args, kwargs) if loss is None else loss
     schedule = _Schedule(budget, max_seconds, annealing, start)
-    optim = pyro.optim.LambdaLR(
+    optim = pyro.optim.LambdaLR(  # type: ignore[attr-defined]
         {
             "optimizer": torch.optim.Adam,
             "optim_args": {"lr": learning_rate},
@@ -168,7 +169,7 @@ class _BoundSVI(SVI):
 
     arguments: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
 
-    def step(self) -> Any:  # type: ignore[override]
+    def step(self) -> Any:
         args, kwargs = self.arguments
         return super().step(*args, **kwargs)
 
@@ -316,6 +317,8 @@ def _default_loss(
     kwargs: dict[str, Any],
 ) -> ELBO:
     nesting = _vectorized_nesting(model, guide, args, kwargs)
+    if nesting is None and _can_be_mapped(model, guide, args, kwargs):
+        return MappedELBO(num_particles=_NUM_PARTICLES)
     if nesting is None:
         return Trace_ELBO(num_particles=_NUM_LOOPED_PARTICLES)
     return Trace_ELBO(
@@ -360,6 +363,33 @@ def _vectorized_nesting(
     expected = alone(latent)
     tolerance = 1e-3 * (1 + expected.abs().max())
     return nesting if bool(((together - expected).abs() < tolerance).all()) else None
+
+
+@torch.no_grad()
+def _can_be_mapped(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> bool:
+    """Whether `vmap` runs the model, and it has no randomness and no parameters of its own."""
+    if not isinstance(guide, AutoContinuous):
+        return False
+    with poutine.block(), poutine.trace(param_only=True) as params:
+        guide_trace = poutine.trace(poutine.block(guide, hide_types=["param"])).get_trace(
+            *args, **kwargs
+        )
+        poutine.replay(model, trace=guide_trace)(*args, **kwargs)
+    if any(site["type"] == "param" for site in params.trace.nodes.values()):
+        return False
+    latent = guide.get_posterior().sample((2,))
+    values = []
+    for seed in (0, 1):
+        density = unconstrained_log_density(model, guide._unpack_latent, args, kwargs, seed=seed)
+        values.append(density(latent))
+        if not density.state["vectorized"]:  # type: ignore[attr-defined]
+            return False
+    return torch.equal(*values)
 
 
 @torch.no_grad()

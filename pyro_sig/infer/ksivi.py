@@ -19,10 +19,11 @@ class KSIVI(SemiImplicitObjective):
         \text{KSD}^2 = \mathbb{E}\, k(z, z')\, \{s_p(z) - s(z \mid \psi)\} \cdot
         \{s_p(z') - s(z' \mid \psi')\}
 
-    with :math:`s_p = \nabla \log p(x, z)` and :math:`s(z \mid \psi) = \nabla_z \log q(z \mid \psi)`:
-    given z the latter has the mean :math:`\nabla \log q(z)`, so that no marginal score is
-    needed. Draws are standardised, coordinate by coordinate, and the kernel's bandwidth is the median
-    distance. A kernel sees a wrong score where it has draws: modes without draws go unnoticed.
+    with :math:`s_p = \nabla \log p(x, z)` and
+    :math:`s(z \mid \psi) = \nabla_z \log q(z \mid \psi)`: given z the latter has the mean
+    :math:`\nabla \log q(z)`, so that no marginal score is needed. Draws are standardised,
+    coordinate by coordinate, and the kernel's bandwidth is the median distance. A kernel sees a
+    wrong score where it has draws: modes without draws go unnoticed.
 
     :param str kernel: ``"imq"``, :math:`(1 + r^2 / h^2)^{-1/2}`, or ``"rbf"``,
         :math:`\exp(-r^2 / 2 h^2)`.
@@ -32,10 +33,11 @@ class KSIVI(SemiImplicitObjective):
     :param kwargs: ``num_particles`` (default 100, at least 2), ``vectorize_particles`` (default
         True), ``max_plate_nesting``.
     :raises ValueError: for an unknown kernel or statistic, fewer than 2 particles; from a step, if
-        the guide has no semi-implicit site or one is subsampled.
+        the guide has no semi-implicit site, or one is subsampled, scaled or masked, or another
+        site is random.
 
-    Reference: Z. Cheng, L. Yu, T. Xie, S. Zhang and C. Zhang (2024), "Kernel semi-implicit variational
-    inference", eq. 10 and 13.
+    Reference: Z. Cheng, L. Yu, T. Xie, S. Zhang and C. Zhang (2024), "Kernel semi-implicit
+    variational inference", eq. 10 and 13.
 
     Example::
 

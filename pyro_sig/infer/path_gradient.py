@@ -45,8 +45,8 @@ class MixtureScore(ScoreEstimator):
         \hat s(z) = \nabla_z \log \frac{1}{K + 1} \sum_{k=0}^{K} q(z \mid \psi_k)
 
     Exact for a :class:`~pyro_sig.distributions.ParticleMixing`, whose psi are all there are.
-    Without psi_0 a draw far from all fresh psi would have too steep a score, which drives it farther:
-    training diverges.
+    Without psi_0 a draw far from all fresh psi would have too steep a score, which drives it
+    farther: training diverges.
 
     Example::
 
@@ -73,8 +73,8 @@ class PathGradient_ELBO(SemiImplicitObjective):  # noqa: N801 - Pyro's way to na
 
     The gradient of log q in its own parameters has mean zero and is left out; what remains
     needs the score of q only, which ``score`` estimates. With the exact score the gradient
-    vanishes, draw by draw, where q is the posterior. The loss reported is the semi-implicit bound of
-    :class:`~pyro.infer.Trace_ELBO`, so that objectives can be compared.
+    vanishes, draw by draw, where q is the posterior. The loss reported is the semi-implicit bound
+    of :class:`~pyro.infer.Trace_ELBO`, so that objectives can be compared.
 
     :param score: a :class:`ScoreEstimator`; by default :class:`MixtureScore`.
     :param kwargs: ``num_particles`` (default 32), ``vectorize_particles`` (default True),

@@ -22,15 +22,15 @@ class PVI(PathGradient_ELBO):
         \psi_m \leftarrow \psi_m + h\, P\, \nabla_{\psi_m} \mathbb{E}_{z \sim q(z \mid \psi_m)}
         \{\log p(x, z) - \log q(z)\} + \sqrt{2 h \lambda P}\, \xi_m
 
-    :math:`\log q` is exact, a mixture over all particles, and its gradient is taken along the path of
-    z. P is a diagonal preconditioner, from running squares of the gradient. The particles are
+    :math:`\log q` is exact, a mixture over all particles, and its gradient is taken along the path
+    of z. P is a diagonal preconditioner, from running squares of the gradient. The particles are
     neither parameters nor in the optimiser of ``SVI``, which trains the rest of the guide: give
     :class:`~pyro_sig.distributions.ParticleMixing` a tensor that requires a gradient, such as a
     buffer of the guide.
 
     :param float step_size: h.
-    :param float noise: strength :math:`\lambda` of the noise, which keeps particles apart; 0 leaves a
-        plain gradient step.
+    :param float noise: strength :math:`\lambda` of the noise, which keeps particles apart; 0 leaves
+        a plain gradient step.
     :param kwargs: as :class:`PathGradient_ELBO` takes them; many particles of the *loss* (default
         100) reach every particle of the mixing more often.
     :raises ValueError: for a step size that is not positive or negative noise; from a step, if no
@@ -79,8 +79,9 @@ class PVI(PathGradient_ELBO):
                 mixing = draw.distribution.mixing
                 if not (isinstance(mixing, ParticleMixing) and mixing.particles.requires_grad):
                     raise ValueError(
-                        f"PVI needs a ParticleMixing over a tensor that requires a gradient at site "
-                        f"{draw.name!r}, was {type(mixing).__name__}: use another objective there"
+                        "PVI needs a ParticleMixing over a tensor that requires a gradient at "
+                        f"site {draw.name!r}, was {type(mixing).__name__}: use another objective "
+                        "there"
                     )
         return super()._surrogate(joints, train)
 
@@ -88,7 +89,9 @@ class PVI(PathGradient_ELBO):
     def _after_backward(self, joints: list[Joint]) -> None:
         moved: set[int] = set()
         for draw in joints[0].draws:
-            particles = draw.distribution.mixing.particles  # type: ignore[union-attr]
+            mixing = draw.distribution.mixing
+            assert isinstance(mixing, ParticleMixing)
+            particles = mixing.particles
             if id(particles) in moved or particles.grad is None:
                 continue
             moved.add(id(particles))

@@ -21,7 +21,7 @@ class _Witness(nn.Module):
     def __init__(self, z: Tensor, hidden_dims: Sequence[int]) -> None:
         super().__init__()
         self.standardize = Standardize(z[0])
-        options = {"device": z.device, "dtype": z.dtype}
+        options: dict[str, Any] = {"device": z.device, "dtype": z.dtype}
         size = z.shape[-1]
         self.net = MLP(size, list(hidden_dims), size, nn.SiLU, **options)
 
@@ -38,15 +38,16 @@ class SIVISM(SemiImplicitObjective):
 
     The best f is the difference of the scores, and the value there
     :math:`\mathbb{E}_q \|\nabla \log p - \nabla \log q\|^2`. Draws are standardised by
-    their running mean and covariance. The weights of far modes do not enter a score: they go unnoticed.
+    their running mean and covariance. The weights of far modes do not enter a score: they go
+    unnoticed.
 
     :param hidden_dims: sizes of the hidden layers of f.
     :param int inner_steps: steps of f for each step of the guide, on the same draws.
     :param float learning_rate: of the Adam of f.
     :param kwargs: ``num_particles`` (default 64), ``vectorize_particles`` (default True),
         ``max_plate_nesting``.
-    :raises ValueError: for numbers below 1; from a step, if the guide has no semi-implicit site or
-        one is subsampled.
+    :raises ValueError: for numbers below 1; from a step, if the guide has no semi-implicit site, or
+        one is subsampled, scaled or masked, or another site is random.
 
     Reference: L. Yu and C. Zhang (2023), "Semi-implicit variational inference via score matching",
     eq. 8.

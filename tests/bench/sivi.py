@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, JitTrace_ELBO, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
 from pyro.optim import Adam
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -27,8 +29,8 @@ def data() -> tuple[Tensor, Tensor]:
     return x, torch.bernoulli((x @ torch.randn(DIM) / DIM**0.5).sigmoid())
 
 
-def library(x: Tensor, y: Tensor, validate: bool):
-    """Pyro's SVI with the automatic guide."""
+def library(x: Tensor, y: Tensor, make_guide=AutoSemiImplicit, elbo=Trace_ELBO, validate=True):
+    """Pyro's SVI with an automatic guide."""
 
     def model():
         beta = pyro.sample("beta", dist.Normal(torch.zeros(DIM), PRIOR_STD).to_event(1))
@@ -36,13 +38,18 @@ def library(x: Tensor, y: Tensor, validate: bool):
         with pyro.plate("data", NUM_DATA):
             pyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
 
-    pyro.clear_param_store()
-    guide = AutoSemiImplicit(model, num_mixing=NUM_MIXING)
-    elbo = Trace_ELBO(num_particles=NUM_PARTICLES, vectorize_particles=True, max_plate_nesting=1)
-    svi = SVI(model, guide, Adam({"lr": 1e-3}), elbo)
+    more = {"num_mixing": NUM_MIXING} if make_guide is AutoSemiImplicit else {}
+    guide = make_guide(model, **more)
+    # A name of its own: guides of one name share their parameters.
+    name = f"{make_guide.__name__}_{elbo.__name__}_{validate}"
+    guide._pyro_set_supermodule(name, guide._pyro_context)
+    guide()
+    loss = elbo(num_particles=NUM_PARTICLES, vectorize_particles=True, max_plate_nesting=1)
+    svi = SVI(model, guide, Adam({"lr": 1e-3}), loss)
 
     def step():
-        with pyro.validation_enabled(validate):
+        with pyro.validation_enabled(validate), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the tracer
             svi.step()
 
     return step
@@ -84,8 +91,10 @@ def run(repeats: int) -> dict[str, float]:
     x, y = data()
     times = alternate(
         {
+            "AutoSemiImplicit": library(x, y),
             "AutoSemiImplicit, validation off": library(x, y, validate=False),
-            "AutoSemiImplicit, validation on": library(x, y, validate=True),
+            "AutoSemiImplicit, JitTrace_ELBO": library(x, y, elbo=JitTrace_ELBO, validate=False),
+            "AutoNormal": library(x, y, make_guide=AutoNormal),
             "torch by hand": by_hand(x, y),
         },
         repeats,

@@ -236,9 +236,7 @@ ELBOS = {
 @pytest.mark.parametrize("name", ELBOS)
 def test_steps_under_every_elbo(name):
     elbo, share_draws = ELBOS[name]
-    guide = AutoSemiImplicit(
-        several_sites, num_mixing=5, share_draws=share_draws, find_scale=False
-    )
+    guide = AutoSemiImplicit(several_sites, num_mixing=5, share_draws=share_draws, find_scale=False)
     guide()
     before = {n: p.detach().clone() for n, p in guide.named_parameters()}
     svi = SVI(several_sites, guide, Adam({"lr": 0.01}), elbo)
@@ -358,7 +356,7 @@ def test_a_random_model_is_searched_with_frozen_noise():
     assert abs(guide.loc.item() - 0.8) < 0.5 and guide.scale_report.elbo > -3
 
 
-# ------------------------------------------------------------------------------- beside other guides
+# ------------------------------------------------------------------------------ beside other guides
 
 
 @pytest.mark.parametrize("other", [AutoNormal, AutoDelta])
@@ -456,7 +454,8 @@ def test_bad_arguments(arguments, message):
 
 
 @pytest.mark.parametrize(
-    "law", [dist.Categorical(torch.ones(3)), dist.Poisson(1.0), dist.OneHotCategorical(torch.ones(3))]
+    "law",
+    [dist.Categorical(torch.ones(3)), dist.Poisson(1.0), dist.OneHotCategorical(torch.ones(3))],
 )
 def test_a_discrete_latent_says_what_to_use(law):
     def model():

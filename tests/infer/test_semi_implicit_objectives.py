@@ -1,4 +1,4 @@
-"""The objectives for semi-implicit guides: one contract for all, gradients in closed form, errors."""
+"""The objectives for semi-implicit guides: one contract, gradients in closed form, errors."""
 
 import copy
 import math
@@ -292,7 +292,7 @@ def test_more_mixing_draws_bring_the_mixture_score_to_the_exact_one():
         elbo = PathGradient_ELBO(num_particles=2000)
         draw = next(elbo._joints(program.model, program.guide, (), {})).draws[0]
         truth = program.score(draw.value)
-        errors.append(((elbo.score(draw, False) - truth).square().mean() / truth.square().mean()))
+        errors.append((elbo.score(draw, False) - truth).square().mean() / truth.square().mean())
     assert errors[1].sqrt() < 0.1 and errors[1] < errors[0] / 20
 
 
@@ -360,7 +360,7 @@ def test_kernel_u_statistic_is_near_zero_at_the_posterior_only():
         with torch.no_grad():
             for param, x in zip(program.params, (MEAN + shift, 0.6 * STD, 0.8 * STD), strict=True):
                 param.copy_(torch.tensor(x).log() if param is not program.params[0] else x)
-        elbo = KSIVI(bandwidth=1.0, num_particles=size)
+        elbo = KSIVI(statistic="u", bandwidth=1.0, num_particles=size)
         values = [elbo.loss(program.model, program.guide) for _ in range(300)]
         return torch.tensor(values)
 
@@ -636,7 +636,7 @@ def test_explicit_sites_beside_semi_implicit_ones():
     assert abs(grads.mean() - truth) <= SIGMAS * grads.std() / math.sqrt(40)
 
 
-# -------------------------------------------------------------------------------------- known optima
+# ------------------------------------------------------------------------------------- known optima
 
 COV = torch.tensor([[1.0, 1.6], [1.6, 4.0]])  # correlation 0.8
 LOC = torch.tensor([1.0, -1.0])
@@ -679,7 +679,7 @@ def test_every_objective_recovers_a_correlated_gaussian(name):
         "UIVI": (UIVI(num_particles=32), 600),
         "AISIVI": (AISIVI(num_particles=32), 1000),
         "DIVI": (DIVI(), 2000),
-        "KSIVI imq u": (KSIVI(), 2000),
+        "KSIVI imq u": (KSIVI("imq", "u"), 2000),
         "KSIVI rbf v": (KSIVI("rbf", "v"), 2000),
         "SIVISM": (SIVISM(), 2500),
     }[name]
@@ -826,6 +826,24 @@ def test_noise_must_be_real(name, law):
     for _ in range(2):
         with pytest.raises(ValueError, match=f"{name}.*real"):
             step(OBJECTIVES[name](), prior, guide)
+
+
+@pytest.mark.parametrize("name", ["UIVI", "AISIVI"])
+def test_particles_have_a_score_of_their_own(name):
+    guide = particle_guide(torch.randn(5, 2).requires_grad_())
+    with pytest.raises(ValueError, match=f"{name}.*ParticleMixing.*PathGradient_ELBO"):
+        step(OBJECTIVES[name](), correlated, guide)
+
+
+def test_importance_score_needs_a_vector_of_noise():
+    def guide():
+        mixing = Implicit(
+            lambda e: e.flatten(-2), dist.Normal(torch.zeros(1, 2), 1.0).to_event(2), 2
+        )
+        pyro.sample("z", SemiImplicit(mixing, lambda psi: dist.Normal(psi, 1.0).to_event(1), 3))
+
+    with pytest.raises(ValueError, match="AISIVI must have a vector of noise"):
+        step(OBJECTIVES["AISIVI"](), correlated, guide)
 
 
 def test_a_transform_without_a_cache_loses_the_draw():

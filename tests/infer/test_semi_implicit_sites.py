@@ -12,6 +12,7 @@ from pyro.infer import (
     JitTrace_ELBO,
     Predictive,
     RenyiELBO,
+    ReweightedWakeSleep,
     Trace_ELBO,
     TraceGraph_ELBO,
     TraceMeanField_ELBO,
@@ -111,6 +112,24 @@ def test_guide_bound_stays_below_the_evidence(name):
     error = SIGMAS * bounds.std() / math.sqrt(300)
     assert bounds.mean() - error < evidence
     assert bounds.mean() > evidence - 0.4
+
+
+@pytest.mark.parametrize("validate", [True, False])
+@pytest.mark.parametrize("share_draws", [True, False])
+def test_wake_sleep_is_refused_and_says_why(share_draws, validate):
+    """Its weights need psi_0, its update of the guide must not count it: one log_prob is both."""
+    net = MLP(2, [5], 2)
+
+    def model():
+        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    elbo = ReweightedWakeSleep(num_particles=3, vectorize_particles=False, max_plate_nesting=0)
+    svi = SVI(model, semi_implicit_guide(net, share_draws), Adam({"lr": 0.01}), elbo)
+    with (
+        pyro.validation_enabled(validate),
+        pytest.raises(ValueError, match="ReweightedWakeSleep detaches .* Use Trace_ELBO"),
+    ):
+        svi.step()
 
 
 def test_guide_and_prior_in_one_plate_read_the_same_object_differently():
