@@ -46,13 +46,13 @@ NUM_PLOTTED = 2000
 # Lines of explanation for the table: where an objective is blind, slow or unstable, and why.
 REMARKS = {
     "sivi": "the bound at finite K; the gap shrinks as K grows",
-    "uivi": "no finite-K bias, but fifty network passes per step: few steps in the time",
-    "aisivi": "weights of a few far draws are wrong while the flow learns: unstable at high rates",
-    "divi": "the score network lags behind the guide: thin tails and ridges come last",
-    "ksivi": "compares scores where it has draws: blind to the shares of separate modes",
-    "sivism": "as ksivi, with a network in place of the kernel; smooths sharp ridges",
-    "iwhvi": "the bound with psi from a learned proposal: few psi do, each of them costs more",
-    "pvi": "200 particles for psi, moved by their own flow: exact mixture, no network for psi",
+    "uivi": "no finite-K bias, but fifty network passes per step: not finished in the time",
+    "aisivi": "the flow has to keep up with the guide: a low rate, slow between far modes",
+    "divi": "the score network has to keep up with the guide: as aisivi",
+    "ksivi": "compares scores where it has draws: blind to lost modes, leaves thin ends",
+    "sivism": "as ksivi, with a network in place of the kernel: keeps arms, misses shares",
+    "iwhvi": "psi from a learned proposal: 50 do, but every draw has its own; may lose far modes",
+    "pvi": "200 particles for psi, moved by their own flow: an exact mixture, at home in 2-d",
 }
 
 

@@ -309,7 +309,10 @@ def test_a_local_latent_in_a_subsampled_plate_is_refused_or_right():
     assert guide.latent_dim == 4  # as every AutoContinuous: the guide of one subsample's size
 
 
-def test_a_model_that_looks_at_values_sets_up():
+def test_a_model_that_looks_at_values_sets_up(monkeypatch):
+    # One point at a time is slow: two starts will do.
+    monkeypatch.setattr("pyro_sig.infer.auto_semi_implicit._NUM_NEAR", 0)
+
     def model():
         z = pyro.sample("z", dist.Normal(2.0, 1.0))
         loc = z if z > 0 else 2 * z  # vmap cannot run this
