@@ -18,6 +18,7 @@ EXAMPLES: dict[str, list[str]] = {
     "latent_variable_vi.py": [],
     "toys.py": [],
     "posteriordb.py": [],
+    "sivi_toys.py": ["--targets", "banana,multimodal", "--quiet"],
     "waveform.py": [],
     "conditioned_diffusion.py": [],
 }

@@ -19,9 +19,10 @@ __all__ = ["MappedELBO"]
 class MappedELBO(ELBO):
     """The bound of ``Trace_ELBO`` for an ``AutoContinuous`` guide of any deterministic model.
 
-    A model that is written for one draw (``x @ beta`` with ``beta`` of shape ``[D]``) cannot run in a
-    plate of particles; :func:`torch.func.vmap` runs it for many draws at once all the same. The model's
-    own randomness would be frozen, and its parameters would not train: it must have neither.
+    A model that is written for one draw (``x @ beta`` with ``beta`` of shape ``[D]``) cannot run
+    in a plate of particles; :func:`torch.func.vmap` runs it for many draws at once all the same.
+    The model's own randomness would be frozen, and its parameters would not train: it must have
+    neither.
 
     :param int num_particles: draws in each step.
     """
@@ -44,7 +45,7 @@ class MappedELBO(ELBO):
                 guide.sample_latent(*args, **kwargs)
 
         trace = poutine.trace(latent).get_trace()
-        site = trace.nodes[f"_{guide._pyro_name}_latent"]
+        site: dict[str, Any] = trace.nodes[f"_{guide._pyro_name}_latent"]  # type: ignore[assignment]
         log_density = unconstrained_log_density(model, guide._unpack_latent, args, kwargs)
         return (site["fn"].log_prob(site["value"]) - log_density(site["value"])).mean()
 
@@ -53,7 +54,13 @@ class MappedELBO(ELBO):
         with torch.no_grad():
             return float(self.differentiable_loss(model, guide, *args, **kwargs))
 
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:  # noqa: ANN401
+    def loss_and_grads(
+        self,
+        model: Any,  # noqa: ANN401
+        guide: Any,  # noqa: ANN401
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> float:
         """The negative bound; adds its gradient to the parameters'."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         loss.backward()

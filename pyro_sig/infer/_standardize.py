@@ -9,13 +9,16 @@ __all__ = ["Standardize"]
 
 # Up to this many coordinates draws are made uncorrelated as well.
 _MAX_DENSE = 200
+# A smaller first batch leans on mean zero and unit covariance as if on so many rows.
+_PRIOR_ROWS = 16.0
+# How many rows are remembered.
+_MEMORY = 1000.0
 
 
 class Standardize(nn.Module):
     r"""Maps draws to running mean zero and unit covariance (unit variance in many dimensions).
 
     :param torch.Tensor like: one draw, for size, dtype and device.
-    :param float momentum: weight of the newest batch.
     """
 
     loc: Tensor
@@ -23,9 +26,8 @@ class Standardize(nn.Module):
     tril: Tensor
     seen: Tensor
 
-    def __init__(self, like: Tensor, momentum: float = 0.05) -> None:
+    def __init__(self, like: Tensor) -> None:
         super().__init__()
-        self.momentum = momentum
         size = len(like)
         self.dense = size <= _MAX_DENSE
         unit = torch.eye(size).to(like) if self.dense else torch.ones_like(like)
@@ -37,10 +39,10 @@ class Standardize(nn.Module):
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
         """Takes in a batch of shape ``[N, size]``."""
-        if len(x) < 2:
-            return
-        # The plain mean of the first batches, so that the start is forgotten.
-        weight = max(self.momentum, 1.0 / (1.0 + float(self.seen)))
+        # Rows count alike, however many come at once; old ones are forgotten.
+        if self.seen == 0 and len(x) < _PRIOR_ROWS:
+            self.seen.fill_(_PRIOR_ROWS)
+        weight = len(x) / (len(x) + float(self.seen))
         self.loc.lerp_(x.mean(0), weight)
         centred = x - self.loc
         tiny = torch.finfo(x.dtype).eps ** 0.5
@@ -48,13 +50,14 @@ class Standardize(nn.Module):
             self.cov.lerp_(centred.mT @ centred / len(x), weight)
             # Few rows leave the matrix singular: lean on its diagonal.
             diagonal = torch.diag(self.cov.diagonal() + torch.finfo(x.dtype).tiny)
-            share = max(1e-4, min(0.9, 1.0 / (1.0 + float(self.seen))))
+            share = min(0.5, max(1e-4, len(self.loc) / (float(self.seen) + len(x)) / 10))
             tril, failed = torch.linalg.cholesky_ex((1 - share) * self.cov + share * diagonal)
             self.tril.copy_(diagonal.sqrt() if failed else tril)
         else:
             self.cov.lerp_(centred.square().mean(0), weight)
             self.tril.copy_(self.cov.clamp_min(tiny * self.cov.mean()).sqrt())
-        self.seen += 1
+        self.seen += len(x)
+        self.seen.clamp_(max=_MEMORY)
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardises ``[N, size]``."""

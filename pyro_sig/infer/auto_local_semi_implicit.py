@@ -44,9 +44,9 @@ class AutoLocalSemiImplicit(AutoGuide):
     and :class:`AutoSemiImplicit` side by side in an :class:`~pyro.infer.autoguide.AutoGuideList`.
 
     :param callable model: a Pyro model with continuous latents.
-    :param callable encoder: arguments of the model -> features of shape ``[*rows, F]``, for all rows
-        of the plates or for those of the subsample. A module is trained with the guide. Without
-        it, and at sites outside of all plates, every row has a location, a scale and
+    :param callable encoder: arguments of the model -> features of shape ``[*rows, F]``, for all
+        rows of the plates or for those of the subsample. A module is trained with the guide.
+        Without it, and at sites outside of all plates, every row has a location, a scale and
         ``context_dim`` numbers of its own.
     :param int noise_dim: size of the noise :math:`\epsilon`; by default that of a site's latent,
         between 3 and 32.
@@ -107,7 +107,15 @@ class AutoLocalSemiImplicit(AutoGuide):
     # ------------------------------------------------------------------------------------- set-up
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        super()._setup_prototype(*args, **kwargs)
+        try:
+            super()._setup_prototype(*args, **kwargs)
+            self._set_up(args, kwargs)
+        except BaseException:
+            self.prototype_trace = None  # the next call must not take it for finished
+            raise
+
+    def _set_up(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assert self.prototype_trace is not None
         check_continuous(self.prototype_trace)
         self._event_shapes: dict[str, torch.Size] = {}
         self.networks = PyroModule()
@@ -206,6 +214,7 @@ class AutoLocalSemiImplicit(AutoGuide):
         """
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
+        assert self.prototype_trace is not None
         plates = self._create_plates(*args, **kwargs)
         features = None if self.encoder is None else self._features(args, kwargs)
         result = {}

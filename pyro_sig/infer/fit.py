@@ -39,6 +39,7 @@ _AVERAGED = 0.5  # share of the cooling over which iterates are averaged
 _FIRST_POWER = 0.1
 _CLIP_NORM = 10.0
 _NUM_WEIGHTS = 2000
+_EXACT_SHARE = 0.95
 _WEIGHT_MIXING = 5000
 
 
@@ -156,11 +157,11 @@ def fit(
 
     history = train(svi, (), budget, callbacks=[after_step], progress=progress, description="fit")
     average.restore()
-    k_hat, reason = _k_hat(model, guide, args, kwargs)
+    k_hat, share, reason = _k_hat(model, guide, args, kwargs)
     values = next(iter(history.values()))
     final = values[-max(1, len(values) // 10) :]
     mean = sum(final) / len(final)
-    report = _report(guide, history, mean, schedule.level, k_hat, reason)
+    report = _report(guide, history, mean, schedule.level, k_hat, share, reason)
     return Fit(guide, history, mean, schedule.level, k_hat, report)
 
 
@@ -398,13 +399,13 @@ def _k_hat(
     guide: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> tuple[float, str]:
-    """The tail index, or NaN and the reason why there is none."""
+) -> tuple[float, float, str]:
+    """The tail index and the effective share of draws; NaN and the reason if there are none."""
     try:
         if isinstance(guide, AutoContinuous):
             frames = _plates(model, guide, args, kwargs)
             if any(f.full_size is not None and f.full_size != f.size for f in frames):
-                return math.nan, "the model subsamples its data"
+                return math.nan, math.nan, "the model subsamples its data"
             log_density = unconstrained_log_density(model, guide._unpack_latent, args, kwargs)
             if isinstance(guide, AutoSemiImplicit):
                 posterior = guide.get_posterior(num_mixing=_WEIGHT_MIXING)
@@ -416,9 +417,10 @@ def _k_hat(
             log_weights = log_importance_weights(
                 model, guide, *args, num_samples=_NUM_WEIGHTS // 4, **kwargs
             )
-        return pareto_k_hat(log_weights), ""
+        share = (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp()
+        return pareto_k_hat(log_weights), float(share) / len(log_weights), ""
     except (ValueError, RuntimeError, NotImplementedError) as error:
-        return math.nan, str(error).split("\n")[0]
+        return math.nan, math.nan, str(error).split("\n")[0]
 
 
 def _report(
@@ -427,6 +429,7 @@ def _report(
     loss: float,
     converged: bool,
     k_hat: float,
+    share: float,
     reason: str,
 ) -> str:
     lines = []
@@ -445,6 +448,10 @@ def _report(
     if math.isnan(k_hat):
         lines.append(f"k-hat: none, {reason}")
     else:
-        verdict = "good" if k_hat < 0.5 else "usable" if k_hat < 0.7 else "do not trust the tails"
-        lines.append(f"k-hat: {k_hat:.2f} ({verdict})")
+        # Where all weights are near one, the shape of their largest says nothing.
+        if k_hat < 0.5 or share > _EXACT_SHARE:
+            verdict = "good"
+        else:
+            verdict = "usable" if k_hat < 0.7 else "do not trust the tails"
+        lines.append(f"k-hat: {k_hat:.2f}, effective share of draws {share:.2f} ({verdict})")
     return "; ".join(lines)

@@ -348,9 +348,9 @@ def _optimizers(holder: Any, depth: int = 3) -> Iterator[torch.optim.Optimizer |
             held = getattr(holder, "__dict__", {}).values()
         for item in list(held):
             # SVI keeps methods of its loss, which may have networks of its own.
-            owner = getattr(item, "__self__", None)
-            if callable(getattr(owner, "inner_optimizers", None)):
-                yield from owner.inner_optimizers()
+            inner = getattr(getattr(item, "__self__", None), "inner_optimizers", None)
+            if callable(inner):
+                yield from inner()
             yield from _optimizers(item, depth - 1)
 
 
