@@ -14,7 +14,7 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import sum_rightmost
 from pyro.infer.autoguide.guides import AutoGuide, deep_setattr
-from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible, init_to_median
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
 from pyro.nn import PyroModule, PyroParam
 from pyro.ops.tensor_utils import periodic_repeat
 from torch import Tensor, nn
@@ -86,7 +86,7 @@ class AutoLocalSemiImplicit(AutoGuide):
         *,
         context_dim: int = 8,
         share_draws: bool = True,
-        init_loc_fn: Callable[[dict], Tensor] = init_to_median(fallback=init_to_feasible),
+        init_loc_fn: Callable[[dict], Tensor] = init_to_median,
         init_scale: float = 0.5,
         create_plates: Callable[..., Any] | None = None,
     ) -> None:

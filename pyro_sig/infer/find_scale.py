@@ -15,6 +15,8 @@ __all__ = ["ScaleReport", "find_scale"]
 _BOUND_DRAWS = 64
 # The log-density is that of float32 at worst: a bound is no better for a smaller gain than this.
 _LEAST_GAIN = 1e-2
+# A path ends where a Newton step would gain less than this.
+_LEAST_STEP = 1e-4
 # Up to this many coordinates the dense matrices are worth their cost.
 _MAX_DENSE = 1000
 
@@ -288,6 +290,7 @@ def _path(
             optimizer = torch.optim.LBFGS(
                 [point],
                 max_iter=1,
+                max_eval=25,  # room for the line search, which some versions of torch count here
                 history_size=20,
                 tolerance_grad=0.0,
                 tolerance_change=0.0,
@@ -309,6 +312,8 @@ def _path(
             return
         inverse.update(here - before, slope_before - slope[0])
         yield inverse.gaussian(here, slope[0])
+        if 0 <= inverse.gain(slope[0]) < _LEAST_STEP:
+            return  # at the mode, as far as the curvature tells
         before, slope_before = here, slope[0]
 
 
@@ -351,6 +356,11 @@ class _InverseHessian:
                 + (rho * rho * (y @ hy) + rho) * torch.outer(s, s)
             )
         self.matrix = matrix
+
+    def gain(self, slope: Tensor) -> float:
+        """Returns what a Newton step would add to the log-density."""
+        step = self.matrix @ slope.double() if self.dense else self.matrix * slope.double()
+        return float(0.5 * slope.double() @ step)
 
     def gaussian(self, point: Tensor, slope: Tensor) -> tuple[Tensor, Tensor] | None:
         """Returns the Gaussian that the quadratic model at a point has."""

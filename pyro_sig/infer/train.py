@@ -130,9 +130,10 @@ def train(
     After the first step, a network or Pyro parameter that took part in it without being in any
     optimiser of ``inference`` raises, because it would never train. Optimisers are looked for
     among the attributes of ``inference``, in lists and dicts there, in attributes that
-    themselves have a ``step``, and in a loss that has ``inner_optimizers``. A network counts if it ran with gradients enabled and has
-    parameters that require them. Switch the check off for a program that chooses its networks at
-    random, or that keeps parameters fixed by :func:`pyro.poutine.block`.
+    themselves have a ``step``, and in a loss that has ``inner_optimizers``. A network
+    counts if it ran with gradients enabled and has parameters that require them. Switch the check
+    off for a program that chooses its networks at random, or that keeps parameters fixed by
+    :func:`pyro.poutine.block`.
 
     :param inference: an object with ``step(*args, **kwargs)`` that returns a float, or a tuple or
         dict of floats.

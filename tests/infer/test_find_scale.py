@@ -128,11 +128,16 @@ def funnel(z):
 
 
 def test_funnel():
+    """From one start a path may end far down the neck, where the density grows; the best of
+    several, as the guide tries them, is within a deviation (3) of the centre."""
+    starts = torch.cat([torch.ones(1, 10), 4 * torch.rand(6, 10) - 2])
     with pyro.validation_enabled(False):  # a line search may go to infinity
-        loc, tril, report = find_scale(funnel, torch.ones(10))
+        _, _, alone = find_scale(funnel, starts[0])
+        loc, tril, report = find_scale(funnel, starts)
     assert loc.isfinite().all() and tril.isfinite().all()
     assert report.elbo > report.initial_elbo
-    assert loc[0] > math.log(1e-2)  # not down the neck, where the density grows
+    assert report.elbo > alone.elbo - 0.5  # several starts are no worse
+    assert loc[0].abs() < 3.0
     # A Gaussian's bound; the evidence is 9 / 2 log(2 pi).
     assert report.elbo < 4.5 * math.log(2 * math.pi)
 
