@@ -138,8 +138,11 @@ class LowRankAffine(SharedTransform):
                 f"`factor` must be of shape [{len(loc)}, R], was {tuple(factor.shape)}"
             )
         self.loc, self.scale, self.factor = loc, scale, factor
-        small = factor.mT @ factor
-        self._tril = torch.linalg.cholesky(small + torch.eye(len(small)).to(small))
+
+    def _small_tril(self) -> Tensor:
+        """Cholesky factor of I + W' W; made at every use, for a graph of its own."""
+        small = self.factor.mT @ self.factor
+        return torch.linalg.cholesky(small + torch.eye(len(small)).to(small))
 
     def __eq__(self, other: object) -> bool:
         names = ("loc", "scale", "factor")
@@ -162,7 +165,7 @@ class LowRankAffine(SharedTransform):
     def _inverse(self, y: Tensor) -> Tensor:
         x = (y - self.loc) / self.scale
         inner = (x @ self.factor).reshape(x.shape[:-1].numel(), self.factor.shape[1])
-        solved = torch.cholesky_solve(inner.mT, self._tril).mT
+        solved = torch.cholesky_solve(inner.mT, self._small_tril()).mT
         return x - (solved @ self.factor.mT).reshape(x.shape)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
@@ -172,7 +175,7 @@ class LowRankAffine(SharedTransform):
         :param torch.Tensor y: the image of ``x``.
         :return: a tensor of shape ``[*]``.
         """
-        volume = self.scale.log().sum() + 2 * self._tril.diagonal().log().sum()
+        volume = self.scale.log().sum() + 2 * self._small_tril().diagonal().log().sum()
         return volume.expand(x.shape[:-1])
 
 

@@ -28,7 +28,8 @@ class KSIVI(SemiImplicitObjective):
     :param str kernel: ``"imq"``, :math:`(1 + r^2 / h^2)^{-1/2}`, or ``"rbf"``,
         :math:`\exp(-r^2 / 2 h^2)`.
     :param str statistic: ``"v"``, whose diagonal keeps the conditional from becoming too narrow,
-        or ``"u"``, unbiased, which may be negative and then diverge.
+        or ``"u"``, unbiased but for the standardising, which may be negative and then
+        diverge.
     :param float bandwidth: h, of the standardised draws; by default their median distance.
     :param kwargs: ``num_particles`` (default 100, at least 2), ``vectorize_particles`` (default
         True), ``max_plate_nesting``.
