@@ -8,7 +8,19 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 
 from pyro_sig.distributions import Implicit, SemiImplicit, mixture_log_prob
-from pyro_sig.infer import SIG_ELBO, no_guide, train
+from pyro_sig.infer import (
+    AISIVI,
+    DIVI,
+    KSIVI,
+    SIG_ELBO,
+    SIVISM,
+    UIVI,
+    AutoSemiImplicit,
+    PathGradient_ELBO,
+    fit,
+    no_guide,
+    train,
+)
 from pyro_sig.nn import MLP
 
 pytestmark = pytest.mark.cuda
@@ -64,3 +76,32 @@ def test_guide_with_own_draws():
     z = q.rsample((4,))
     assert z.is_cuda and q.log_prob(z).shape == (4, 7)
     assert q.to_mixture(50).sample((3,)).is_cuda
+
+
+def on_cuda(data):
+    """A posterior on the device, with a known mean."""
+    loc = pyro.sample("loc", dist.Normal(torch.zeros(2, device="cuda"), 1.0).to_event(1))
+    with pyro.plate("data", len(data), device="cuda"):
+        pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=data)
+
+
+def test_fit():
+    torch.manual_seed(0)
+    data = torch.randn(20, 2, device="cuda") + 1.0
+    result = fit(on_cuda, data, budget=300, progress=False)
+    draws = result.guide.sample_posterior(5000)["loc"]
+    assert draws.is_cuda
+    # A tenth of the posterior's deviation, and 5 SE of 5,000 draws.
+    tolerance = (0.1 + 5 / 5000**0.5) / 21**0.5
+    assert (draws.mean(0) - data.sum(0) / 21).abs().max() < tolerance
+
+
+@pytest.mark.parametrize("loss", [PathGradient_ELBO, UIVI, AISIVI, DIVI, KSIVI, SIVISM])
+@pytest.mark.parametrize("covariance", ["full", "low_rank", "diagonal"])
+def test_objectives(loss, covariance):
+    data = torch.randn(20, 2, device="cuda")
+    guide = AutoSemiImplicit(on_cuda, covariance=covariance)
+    svi = SVI(on_cuda, guide, Adam({"lr": 1e-3}), loss(num_particles=8, max_plate_nesting=1))
+    history = train(svi, data, 3, progress=False)
+    assert all(torch.tensor(history["loss"]).isfinite())
+    assert guide.sample_posterior(5)["loc"].is_cuda
