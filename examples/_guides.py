@@ -33,11 +33,10 @@ PYROS = {
     for guide in (AutoNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal, AutoIAFNormal)
 }
 
-NUM_PARTICLES = 16  # those of `fit`
+NUM_PARTICLES = 16  # for Pyro's guides; `fit` chooses its own
 PLATE_NESTING = 1  # the models have a plate of data at most; particles are left of it
 FIRST_RATE, LAST_RATE = 1e-2, 1e-4
 NUM_DRAWS, NUM_REPEATS = 1000, 10  # as many draws as the references of the papers have
-NO_LIMIT = 10**7  # steps; the clock ends the training
 
 
 # ----------------------------------------------------------------------------------------- training
@@ -70,14 +69,7 @@ def train_ours(name: str, model: Model, args: tuple, seconds: float) -> Trained:
     with torch.no_grad():
         guide(*args)  # finds the scale
     left = seconds - (time.perf_counter() - start)
-    found = fit(
-        model,
-        *args,
-        guide=guide,
-        budget=NO_LIMIT,
-        max_seconds=max(left, 0.1 * seconds),
-        progress=False,
-    )
+    found = fit(model, *args, guide=guide, max_seconds=max(left, 0.1 * seconds), progress=False)
     print(f"  {found.report}")
     # k-hat is computed after training: it is no part of it.
     spent = seconds - left + found.history.seconds

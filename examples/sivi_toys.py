@@ -13,7 +13,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import torch
+from _guides import choice_of
 from matplotlib.axes import Axes
 from pyro.infer import ELBO, Trace_ELBO
 from pyro.nn import PyroModule
@@ -288,18 +289,6 @@ def run(
     }
 
 
-def choice(known: Sequence[str]) -> Callable[[str], list[str]]:
-    """Return a parser of lists of known names, separated by commas."""
-
-    def parse(text: str) -> list[str]:
-        names = text.split(",")
-        if unknown := set(names) - set(known):
-            raise argparse.ArgumentTypeError(f"unknown {sorted(unknown)}; of {', '.join(known)}")
-        return names
-
-    return parse
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="few steps, to see that it runs")
@@ -309,11 +298,11 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=45.0, help="of each fit")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument(
-        "--targets", type=choice(list(TARGETS)), default=list(TARGETS), help=",".join(TARGETS)
+        "--targets", type=choice_of(list(TARGETS)), default=list(TARGETS), help=",".join(TARGETS)
     )
     parser.add_argument(
         "--objectives",
-        type=choice(list(OBJECTIVES)),
+        type=choice_of(list(OBJECTIVES)),
         default=list(OBJECTIVES),
         help=",".join(OBJECTIVES),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from operator import attrgetter
@@ -17,20 +16,21 @@ from pyro.infer.autoguide.guides import AutoGuide, deep_setattr
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
 from pyro.nn import PyroModule, PyroParam
 from pyro.ops.tensor_utils import periodic_repeat
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from pyro_sig.distributions import Implicit, SemiImplicit
 from pyro_sig.distributions.components import check_positive
-from pyro_sig.infer.auto_semi_implicit import check_continuous
-from pyro_sig.nn import MLP
+from pyro_sig.infer._guide_parts import (
+    WholeSetUp,
+    location_and_scale,
+    location_scale_network,
+)
 
 __all__ = ["AutoLocalSemiImplicit"]
 
-_INITIAL_SPREAD = 0.3
 
-
-class AutoLocalSemiImplicit(AutoGuide):
+class AutoLocalSemiImplicit(WholeSetUp, AutoGuide):
     r"""Approximates the posterior of each site, row by row, by a semi-implicit law.
 
     .. math::
@@ -106,17 +106,8 @@ class AutoLocalSemiImplicit(AutoGuide):
 
     # ------------------------------------------------------------------------------------- set-up
 
-    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        try:
-            super()._setup_prototype(*args, **kwargs)
-            self._set_up(args, kwargs)
-        except BaseException:
-            self.prototype_trace = None  # the next call must not take it for finished
-            raise
-
     def _set_up(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert self.prototype_trace is not None
-        check_continuous(self.prototype_trace)
         self._event_shapes: dict[str, torch.Size] = {}
         self.networks = PyroModule()
         self.locs, self.scales, self.contexts = PyroModule(), PyroModule(), PyroModule()
@@ -145,7 +136,11 @@ class AutoLocalSemiImplicit(AutoGuide):
                 loc = loc.reshape(-1, *self._event_shapes[name]).mean(0)
             size = self._event_shapes[name].numel()
             noise_dim = self.noise_dim or min(max(3, size), 32)
-            network = self._network(noise_dim, num_features, size, loc, encoded)
+            # Around the row's own location and scale, or as these themselves.
+            start = {"loc": loc.flatten(), "scale": self.init_scale} if encoded else {}
+            network = location_scale_network(
+                noise_dim + num_features, self.hidden_dims, size, loc, **start
+            )
             deep_setattr(self.networks, name, network)
 
     def _encoded(self, site: dict[str, Any]) -> bool:
@@ -159,22 +154,6 @@ class AutoLocalSemiImplicit(AutoGuide):
             was = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise ValueError(f"`encoder` must return features of shape [*rows, F], was {was}")
         return features
-
-    def _network(
-        self, noise_dim: int, num_features: int, size: int, loc: Tensor, encoded: bool
-    ) -> MLP:
-        net = MLP(noise_dim + num_features, self.hidden_dims, 2 * size).to(loc)
-        with torch.no_grad():
-            probe = torch.randn(1000, noise_dim + num_features).to(loc)
-            scale = self.init_scale if encoded else 1.0
-            spread = math.sqrt(_INITIAL_SPREAD) * scale
-            net.head.weight[:size] *= (spread / net(probe)[:, :size].std(0)).unsqueeze(-1)
-            net.head.bias[:size] -= net(probe)[:, :size].mean(0)
-            if encoded:
-                net.head.bias[:size] += loc.flatten()
-            net.head.weight[size:] *= 0.1
-            net.head.bias[size:] = math.log(math.expm1(math.sqrt(1 - _INITIAL_SPREAD) * scale))
-        return net
 
     # ---------------------------------------------------------------------------------- posterior
 
@@ -194,10 +173,8 @@ class AutoLocalSemiImplicit(AutoGuide):
             return network(torch.cat([noise, context], -1))
 
         def conditional(psi: Tensor) -> dist.TorchDistribution:
-            centre, raw = psi.chunk(2, dim=-1)
             shape = psi.shape[:-1] + event_shape
-            width = nn.functional.softplus(raw) + 1e-3
-            centre, width = centre.reshape(shape), width.reshape(shape)
+            centre, width = (x.reshape(shape) for x in location_and_scale(psi))
             return dist.Normal(loc + scale * centre, scale * width).to_event(dims)
 
         noise_dim = network.in_features - context.shape[-1]

@@ -10,7 +10,6 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor, nn
@@ -18,45 +17,30 @@ from torch.distributions import biject_to
 
 from pyro_sig.distributions import Implicit, LowRankAffine, SemiImplicit, TriangularAffine
 from pyro_sig.distributions.components import check_positive
+from pyro_sig.infer._guide_parts import (
+    WholeSetUp,
+    location_and_scale,
+    location_scale_network,
+)
 from pyro_sig.infer._potential import unconstrained_log_density
 from pyro_sig.infer.find_scale import ScaleReport, find_scale
-from pyro_sig.nn import MLP
 
 __all__ = ["AutoSemiImplicit"]
 
 _COVARIANCES = ("full", "low_rank", "diagonal")
 # From here on a dense factor costs more than the network.
 _MAX_FULL = 300
-# Share of the initial variance that is in the spread of psi: enough to break the symmetry.
-_INITIAL_SPREAD = 0.3
 # Starting points near the origin, tried for location and scale.
 _NUM_NEAR = 6
 _NUM_SUMMARY_DRAWS = 10_000
 
 
-def check_continuous(trace: poutine.Trace) -> None:
-    """Checks that all latents of a program are continuous.
-
-    :param trace: of the program.
-    :raises ValueError: names the site, and what to do instead.
-    """
-    site: Any
-    for name, site in trace.iter_stochastic_nodes():
-        if getattr(site["fn"].support, "is_discrete", False):
-            raise ValueError(
-                f"`model` must have continuous latents, was discrete at site {name!r}: sum it "
-                "out (config_enumerate with TraceEnum_ELBO) or hide it from this guide "
-                "(poutine.block)"
-            )
-
-
-class AutoSemiImplicit(AutoContinuous):
+class AutoSemiImplicit(WholeSetUp, AutoContinuous):
     r"""Approximates the joint posterior by an explicit conditional over an implicit law.
 
     .. math::
         q(z) = \int q(z \mid \psi) q(\psi) d\psi, \qquad
-        z = m + S f_\phi(\epsilon) \text{ with noise: } \quad
-        z = m + S A \{\mu_\phi(\epsilon) + \sigma_\phi(\epsilon) \odot \eta\},
+        z = m + S A \{\mu_\phi(\epsilon) + \sigma_\phi(\epsilon) \odot \eta\}
 
     where :math:`\epsilon` and :math:`\eta` are standard normal, :math:`\mu_\phi, \sigma_\phi` the
     outputs of a network, :math:`A` a trained matrix that all components share, and
@@ -144,17 +128,7 @@ class AutoSemiImplicit(AutoContinuous):
 
     # ------------------------------------------------------------------------------------- set-up
 
-    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        try:
-            super()._setup_prototype(*args, **kwargs)
-            self._set_up(args, kwargs)
-        except BaseException:
-            self.prototype_trace = None  # the next call must not take it for finished
-            raise
-
     def _set_up(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        assert self.prototype_trace is not None
-        check_continuous(self.prototype_trace)
         self._check_store()
         init_loc = self._init_loc()
         dim = self.latent_dim
@@ -187,7 +161,7 @@ class AutoSemiImplicit(AutoContinuous):
             self.register_buffer("scale", torch.linalg.vector_norm(scale_tril, dim=-1))
         if self.covariance == "low_rank":
             self._init_factor(scale_tril)
-        self._init_network(init_loc)
+        self.network = location_scale_network(self.noise_dim, self.hidden_dims, dim, init_loc)
 
     def _check_store(self) -> None:
         store = pyro.get_param_store()
@@ -207,21 +181,6 @@ class AutoSemiImplicit(AutoContinuous):
         # (I + W W')^2 has the eigenvalue l where W W' has sqrt(l) - 1.
         gains = (values[-self.rank :].clamp_min(1e-6).sqrt() - 1).clamp_min(1e-4).sqrt()
         self.cov_factor = nn.Parameter(vectors[:, -self.rank :] * gains)
-
-    def _init_network(self, like: Tensor) -> None:
-        assert self.noise_dim is not None and self.hidden_dims is not None
-        options: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
-        dim = self.latent_dim
-        net = MLP(self.noise_dim, list(self.hidden_dims), 2 * dim, **options)
-        with torch.no_grad():
-            probe = torch.randn(1000, self.noise_dim, **options)
-            spread = net(probe)[:, :dim].std(0)
-            net.head.weight[:dim] *= (math.sqrt(_INITIAL_SPREAD) / spread).unsqueeze(-1)
-            net.head.bias[:dim] -= net(probe)[:, :dim].mean(0)
-            net.head.weight[dim:] *= 0.1
-            remaining = math.sqrt(1 - _INITIAL_SPREAD)
-            net.head.bias[dim:] = math.log(math.expm1(remaining))
-        self.network = net
 
     # ---------------------------------------------------------------------------------- posterior
 
@@ -265,10 +224,7 @@ class AutoSemiImplicit(AutoContinuous):
         self, transforms: list[dist.transforms.Transform], num_mixing: int | None = None
     ) -> SemiImplicit:
         def conditional(psi: Tensor) -> dist.TorchDistribution:
-            loc, raw = psi.chunk(2, dim=-1)
-            # A floor under the scale: a component without width has an unbounded density.
-            scale = nn.functional.softplus(raw) + 1e-3
-            normal = dist.Normal(loc, scale).to_event(1)
+            normal = dist.Normal(*location_and_scale(psi)).to_event(1)
             return dist.TransformedDistribution(normal, transforms) if transforms else normal
 
         noise = dist.Normal(self.loc.new_zeros(self.noise_dim), 1.0).to_event(1)
