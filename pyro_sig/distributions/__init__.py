@@ -17,6 +17,7 @@ from pyro_sig.distributions.pairwise import (
     register_pairwise,
 )
 from pyro_sig.distributions.particle_mixing import ParticleMixing
+from pyro_sig.distributions.psi_posterior import PsiPosterior
 from pyro_sig.distributions.semi_implicit import SemiImplicit
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Implicit",
     "LowRankAffine",
     "ParticleMixing",
+    "PsiPosterior",
     "SemiImplicit",
     "SharedTransform",
     "Terms",

@@ -14,6 +14,7 @@ from torch.distributions import Distribution, constraints
 
 from pyro_sig.distributions.components import mixture_moments, mixture_support, run_conditional
 from pyro_sig.distributions.pairwise import mixture_log_prob
+from pyro_sig.distributions.psi_posterior import PsiPosterior, score_psi, weigh_psi
 
 __all__ = ["FixedMixture"]
 
@@ -138,3 +139,21 @@ class FixedMixture(TorchDistribution):
         log_sum = mixture_log_prob(self.components, value, self.chunk_size)
         shape = broadcast_shape(log_sum.shape, self.batch_shape)
         return (log_sum - math.log(self.num_mixing)).expand(shape)
+
+    @torch.no_grad()
+    def psi_posterior(self, value: Tensor) -> PsiPosterior:
+        r"""Weighs the atoms by a value that they may have emitted.
+
+        .. math::
+            P(\psi = \psi_k \mid x) = p(x \mid \psi_k) \Big/ \sum_l p(x \mid \psi_l)
+
+        :param torch.Tensor value: of shape ``[*, *batch_shape, *event_shape]``.
+        :return: the posterior of each row, exact for this mixture.
+        :raises ValueError: for a value outside shape or support, or one that no atom can emit.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        leading = value.shape[: value.dim() - len(self.event_shape)]
+        rows = torch.Size(broadcast_shape(leading, self.batch_shape))
+        scored = score_psi(self.conditional, self.psi, self.psi_event_dim, value, rows)
+        return weigh_psi(*scored)

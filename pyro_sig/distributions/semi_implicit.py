@@ -24,9 +24,16 @@ from pyro_sig.distributions.components import (
 from pyro_sig.distributions.fixed_mixture import FixedMixture
 from pyro_sig.distributions.implicit import Implicit
 from pyro_sig.distributions.lineage import Lineage, Origin
+from pyro_sig.distributions.mcmc_check import refuse_mcmc
 from pyro_sig.distributions.mixing_noise import noise_law, push_noise, sample_noise
 from pyro_sig.distributions.pairwise import mixture_log_prob
 from pyro_sig.distributions.particle_mixing import ParticleMixing
+from pyro_sig.distributions.psi_posterior import (
+    PsiPosterior,
+    resample_psi,
+    score_psi,
+    weigh_psi,
+)
 from pyro_sig.distributions.score_term import leave_one_out_surrogate
 
 __all__ = ["SemiImplicit"]
@@ -289,8 +296,9 @@ class SemiImplicit(TorchDistribution):
         :param psi_0: by default what is remembered for the value; None leaves it out (lower
             bound); a tensor of shape ``[*, *batch_shape, *mixing.event_shape]`` includes it.
         :return: a tensor of the value's batch shape.
-        :raises ValueError: for a value of wrong shape or outside the support; and, with
-            validation on, for a copy of a drawn value, whose psi_0 is lost.
+        :raises ValueError: for a value of wrong shape or outside the support; under HMC or NUTS,
+            which need :meth:`to_mixture`; and, with validation on, for a copy of a drawn value,
+            whose psi_0 is lost.
         """
         if self._validate_args:
             self._validate_sample(value)
@@ -383,6 +391,8 @@ class SemiImplicit(TorchDistribution):
         self, value: Tensor, origin: Origin | None, score_term: bool = True
     ) -> tuple[Tensor, Tensor | float]:
         """Log of the mean density, and the log-density of the psi where these lack rsample."""
+        if not isinstance(self.mixing, ParticleMixing):
+            refuse_mcmc("a SemiImplicit", "freeze it: to_mixture(num_mixing)")
         if self.proposal is not None:
             return self._proposed(value, origin), 0.0
         if isinstance(self.mixing, ParticleMixing):
@@ -443,26 +453,8 @@ class SemiImplicit(TorchDistribution):
 
     def _proposed(self, value: Tensor, origin: Origin | None) -> Tensor:
         """Log of the weighted mean over psi from the proposal."""
-        assert self.proposal is not None
-        rows = value.shape[: value.dim() - len(self.event_shape)]
-        rows = torch.Size(broadcast_shape(rows, self.batch_shape))
-        value = value.expand(rows + self.event_shape)
-        mixing = self.mixing.expand(rows)
-        law, tau = noise_law(mixing), self.proposal(value)
-        if tau.batch_shape != rows or tau.event_shape != law.event_shape or not tau.has_rsample:
-            raise ValueError(
-                f"`proposal` must return a distribution of batch_shape {tuple(rows)} and "
-                f"event_shape {tuple(law.event_shape)} (the noise of the mixing) with rsample, was "
-                f"{type(tau).__name__} of {tuple(tau.batch_shape)} and {tuple(tau.event_shape)}"
-            )
-
-        def weighted(noise: Tensor, components: Distribution) -> Tensor:
-            return component_log_prob(components, value) + law.log_prob(noise) - tau.log_prob(noise)
-
-        noise = tau.rsample((self.num_mixing,))
-        psi = push_noise(mixing, noise)
-        components = run_conditional(self.conditional, psi, len(mixing.event_shape))
-        log_sum = weighted(noise, components).logsumexp(0)
+        value, law, tau = self._proposal_near(value)
+        log_sum = self._weigh_proposed(value, law, tau)[1].logsumexp(0)
         if origin is None:
             return log_sum - math.log(self.num_mixing)
         if origin.noise is None:
@@ -470,13 +462,43 @@ class SemiImplicit(TorchDistribution):
                 "`psi_0` must be left to what the distribution remembers where `proposal` is "
                 "given: the weight needs the noise behind it"
             )
-        own = weighted(origin.noise, origin.conditional)
+        own = component_log_prob(origin.conditional, value)
+        own = own + law.log_prob(origin.noise) - tau.log_prob(origin.noise)
         return torch.logaddexp(log_sum, own) - math.log1p(self.num_mixing)
+
+    def _proposal_near(self, value: Tensor) -> tuple[Tensor, Distribution, Distribution]:
+        """The value with all its rows, the law of the noise there, and the proposal for it."""
+        assert self.proposal is not None
+        rows = self._rows(value)
+        value = value.expand(rows + self.event_shape)
+        law, tau = noise_law(self.mixing.expand(rows)), self.proposal(value)
+        if tau.batch_shape != rows or tau.event_shape != law.event_shape or not tau.has_rsample:
+            raise ValueError(
+                f"`proposal` must return a distribution of batch_shape {tuple(rows)} and "
+                f"event_shape {tuple(law.event_shape)} (the noise of the mixing) with rsample, was "
+                f"{type(tau).__name__} of {tuple(tau.batch_shape)} and {tuple(tau.event_shape)}"
+            )
+        return value, law, tau
+
+    def _weigh_proposed(
+        self, value: Tensor, law: Distribution, tau: Distribution, size: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Psi from the proposal, and the log weight of each for its row."""
+        noise = tau.rsample((size or self.num_mixing,))
+        mixing = self.mixing.expand(tau.batch_shape)
+        psi = push_noise(mixing, noise)
+        components = run_conditional(self.conditional, psi, len(mixing.event_shape))
+        scores = component_log_prob(components, value)
+        return psi, scores + law.log_prob(noise) - tau.log_prob(noise)
+
+    def _rows(self, value: Tensor) -> torch.Size:
+        """Batch shape of the value's log-density."""
+        rows = value.shape[: value.dim() - len(self.event_shape)]
+        return torch.Size(broadcast_shape(rows, self.batch_shape))
 
     def _own_mixing(self, value: Tensor) -> tuple[Distribution, torch.Size]:
         """Mixing and sample shape that give every row of the value its own psi."""
-        rows = value.shape[: value.dim() - len(self.event_shape)]
-        rows = torch.Size(broadcast_shape(rows, self.batch_shape))
+        rows = self._rows(value)
         extra = len(rows) - len(self.batch_shape)
         return self.mixing.expand(rows[extra:]), rows[:extra]
 
@@ -487,12 +509,75 @@ class SemiImplicit(TorchDistribution):
             psi, components = self._draw(mixing, (self.num_mixing, *shape))
             return psi, component_log_prob(components, value), 0
         psi, components = self._fresh()
-        rows = value.shape[: value.dim() - len(self.event_shape)]
-        rows = torch.Size(broadcast_shape(rows, self.batch_shape))
-        value = value.expand(rows + self.event_shape)
+        value = value.expand(self._rows(value) + self.event_shape)
         dim = -1 - len(self.mixing.batch_shape)
         value = value.unsqueeze(dim - len(self.event_shape))
         return psi, component_log_prob(components, value), dim
+
+    # ------------------------------------------------------------------ posterior, and frozen forms
+
+    @torch.no_grad()
+    def psi_posterior(
+        self,
+        value: Tensor,
+        num_mixing: int | None = None,
+        chunk_size: int | None = None,
+        num_draws: int = 1000,
+    ) -> PsiPosterior:
+        r"""Infers psi from a value, by importance resampling of mixing draws.
+
+        .. math::
+            p(\psi \mid x) \approx \sum_m w_m \delta_{\psi_m}, \qquad
+            w_m \propto p(x \mid \psi_m), \quad \psi_m \sim p(\psi)
+
+        With a fitted mixing law this is the empirical Bayes posterior. A ``proposal`` draws the
+        psi near each value, where it is given.
+
+        :param torch.Tensor value: of shape ``[*, *batch_shape, *event_shape]``.
+        :param int num_mixing: number M of mixing draws, by default this distribution's.
+        :param int chunk_size: draw this many psi at a time, so that M may exceed memory, and keep
+            ``num_draws``; by default this distribution's. Without one, all M are kept.
+        :param int num_draws: resampled draws to keep for each row where ``chunk_size`` is given.
+        :return: the posterior of each row: draws, mean, variance, evidence, and the effective
+            sample size, which says whether M was enough.
+        :raises ValueError: for a value outside shape or support, or one that no psi can emit.
+
+        Example::
+
+            >>> import pyro.distributions as dist
+            >>> p = SemiImplicit(dist.Gamma(2.0, 1.0), dist.Poisson, num_mixing=10)
+            >>> posterior = p.psi_posterior(torch.tensor([0.0, 3.0]), 100_000, chunk_size=10_000)
+            >>> ((posterior.mean - torch.tensor([1.0, 2.5])).abs() < 0.05).all()
+            tensor(True)
+        """
+        num_mixing = self.num_mixing if num_mixing is None else num_mixing
+        chunk_size = self.chunk_size if chunk_size is None else chunk_size
+        check_positive("num_mixing", num_mixing)
+        check_positive("num_draws", num_draws)
+        if chunk_size is not None:
+            check_positive("chunk_size", chunk_size)
+        if self._validate_args:
+            self._validate_sample(value)
+        if isinstance(self.mixing, ParticleMixing):
+            return weigh_psi(*self._weigh_fresh(value, num_mixing))
+        draw = self._weigh_fresh
+        if self.proposal is not None:
+            near = self._proposal_near(value)
+
+            def draw(value: Tensor, size: int) -> tuple[Tensor, Tensor]:
+                return self._weigh_proposed(*near, size)
+
+        if chunk_size is None:
+            return weigh_psi(*draw(value, num_mixing))
+        sizes = [min(chunk_size, num_mixing - i) for i in range(0, num_mixing, chunk_size)]
+        return resample_psi((draw(value, size) for size in sizes), num_draws)
+
+    def _weigh_fresh(self, value: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Psi from the mixing, ``[size, *rows or 1, *event]``, and its score at every row."""
+        finite = isinstance(self.mixing, ParticleMixing)
+        psi = self.mixing.particles if finite else self.mixing.sample((size,))
+        rows = self._rows(value)
+        return score_psi(self.conditional, psi, len(self.mixing.event_shape), value, rows)
 
     def to_mixture(self, num_mixing: int | None = None) -> FixedMixture:
         r"""Freezes psi, for a ``log_prob`` that is deterministic (NUTS needs one).

@@ -1,10 +1,10 @@
-"""The SIG bound of a program with one implicit and one observed site: no enumeration, in chunks."""
+"""A program with one implicit and one observed site: no enumeration, psi in chunks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
@@ -22,7 +22,18 @@ from pyro_sig.infer._marginalize import (
     refuse_guided_sites,
 )
 
-__all__ = ["direct_bound"]
+__all__ = ["direct_bound", "stream_psi"]
+
+
+class _Runs(NamedTuple):
+    """Runs of a program: the first, and how to make another with as many psi, of the same rows."""
+
+    first: Trace
+    again: Callable[[int], Trace]
+    psi_name: str
+    emission_name: str
+    num_mixing: int
+    nesting: int
 
 
 def direct_bound(
@@ -43,6 +54,71 @@ def direct_bound(
     :param int chunk_size: psi for each run, by default all at once.
     :return: the bound, a scalar; or a string that says why the program needs enumeration.
     """
+    runs = _prepare(model, guide, args, kwargs, messenger, chunk_size)
+    if isinstance(runs, str):
+        return runs
+    first = _log_sum(runs, runs.first)
+
+    def part(size: int, _: Tensor) -> Tensor:
+        return _log_sum(runs, runs.again(size))
+
+    # `first` tells the checkpoint which device's random state to keep.
+    parts = [first]
+    for size in _later_sizes(runs.num_mixing, chunk_size):
+        parts.append(checkpoint(part, size, first.detach(), use_reentrant=False))
+    log_sum = torch.stack(parts).logsumexp(0) if len(parts) > 1 else first
+    scale: Any = runs.first.nodes[runs.emission_name]["scale"]
+    return (scale * (log_sum - math.log(runs.num_mixing))).sum()
+
+
+def stream_psi(
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: dict,
+    messenger: MarginalizeImplicit,
+    chunk_size: int,
+) -> tuple[str, Iterator[tuple[Tensor, Tensor]]] | str:
+    """Draws psi in chunks, each with its log-density of the data in every row.
+
+    :param callable model: a Pyro program.
+    :param callable guide: its guide, which has nothing to sample.
+    :param tuple args: arguments of both.
+    :param dict kwargs: keyword arguments of both.
+    :param MarginalizeImplicit messenger: with ``max_plate_nesting`` known.
+    :param int chunk_size: psi for each run.
+    :return: the implicit site, and pairs of psi and scores as
+        :func:`~pyro_sig.distributions.psi_posterior.resample_psi` takes them; or a string that
+        says why the program needs enumeration.
+    """
+    runs = _prepare(model, guide, args, kwargs, messenger, chunk_size)
+    if isinstance(runs, str):
+        return runs
+
+    def chunk(trace: Trace) -> tuple[Tensor, Tensor]:
+        psi, event_dim = messenger.atoms[runs.psi_name]
+        scores = _log_prob(runs, trace)  # [chunk, *plates]
+        rows = scores.shape[1:]
+        event = psi.shape[psi.dim() - event_dim :]
+        batch = psi.shape[psi.dim() - event_dim - len(rows) : psi.dim() - event_dim]
+        return psi.reshape(len(psi), *batch, *event), scores
+
+    def chunks() -> Iterator[tuple[Tensor, Tensor]]:
+        yield chunk(runs.first)
+        for size in _later_sizes(runs.num_mixing, chunk_size):
+            yield chunk(runs.again(size))
+
+    return runs.psi_name, chunks()
+
+
+def _prepare(
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: dict,
+    messenger: MarginalizeImplicit,
+    chunk_size: int | None,
+) -> _Runs | str:
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
 
     def run(size: float, replayed: Trace) -> Trace:
@@ -59,25 +135,23 @@ def direct_bound(
     if isinstance(found, str):
         return found
     psi_name, emission_name = found
-    num_mixing = messenger.requested[psi_name]
-    nesting = int(messenger.max_plate_nesting)
-    first = _log_sum(trace, psi_name, emission_name, nesting)
     subsample = trace.copy()
     subsample.remove_node(psi_name)
 
-    def part(size: int, _: Tensor) -> Tensor:
+    def again(size: int) -> Trace:
         with poutine.block():
-            return _log_sum(run(size, subsample), psi_name, emission_name, nesting)
+            return run(size, subsample)
 
-    parts = [first]
-    if chunk_size is not None:
-        for start in range(chunk_size, num_mixing, chunk_size):
-            size = min(chunk_size, num_mixing - start)
-            # `first` tells the checkpoint which device's random state to keep.
-            parts.append(checkpoint(part, size, first.detach(), use_reentrant=False))
-    log_sum = torch.stack(parts).logsumexp(0) if len(parts) > 1 else first
-    scale: Any = trace.nodes[emission_name]["scale"]
-    return (scale * (log_sum - math.log(num_mixing))).sum()
+    num_mixing = messenger.requested[psi_name]
+    nesting = int(messenger.max_plate_nesting)
+    return _Runs(trace, again, psi_name, emission_name, num_mixing, nesting)
+
+
+def _later_sizes(num_mixing: int, chunk_size: int | None) -> list[int]:
+    """Sizes of the chunks after the first."""
+    if chunk_size is None:
+        return []
+    return [min(chunk_size, num_mixing - i) for i in range(chunk_size, num_mixing, chunk_size)]
 
 
 def _find_sites(
@@ -105,16 +179,26 @@ def _find_sites(
     return psi_name, emission_name
 
 
-def _log_sum(trace: Trace, psi_name: str, emission_name: str, nesting: int) -> Tensor:
+def _log_sum(runs: _Runs, trace: Trace) -> Tensor:
     """Log of the summed densities over psi, with one entry for each row of the implicit site."""
-    emission, psi = trace.nodes[emission_name], trace.nodes[psi_name]
-    fn: Any = emission["fn"]
-    value: Any = emission["value"]
-    own = {f.name for f in psi["cond_indep_stack"]}
-    inner = [f.dim for f in emission["cond_indep_stack"] if f.vectorized and f.name not in own]
-    if isinstance(fn, PairwiseEmission) and not inner and emission["mask"] is None:
-        return fn.mixture_log_prob(value)
-    log_prob = scale_and_mask(fn.log_prob(value), mask=emission["mask"])
-    for dim in inner:  # rows that share one psi
+    emission: Any = trace.nodes[runs.emission_name]
+    if isinstance(emission["fn"], PairwiseEmission) and not _inner_dims(runs, trace):
+        if emission["mask"] is None:
+            return emission["fn"].mixture_log_prob(emission["value"])
+    return _log_prob(runs, trace).logsumexp(-1 - runs.nesting)
+
+
+def _log_prob(runs: _Runs, trace: Trace) -> Tensor:
+    """Log-density of each (psi, row) pair; data of rows that share one psi are summed."""
+    emission: Any = trace.nodes[runs.emission_name]
+    log_prob = scale_and_mask(emission["fn"].log_prob(emission["value"]), mask=emission["mask"])
+    for dim in _inner_dims(runs, trace):
         log_prob = log_prob.sum(dim, keepdim=True)
-    return log_prob.logsumexp(-1 - nesting)
+    return log_prob
+
+
+def _inner_dims(runs: _Runs, trace: Trace) -> list[int]:
+    """Plates of the data inside of those of the implicit site."""
+    own = {f.name for f in trace.nodes[runs.psi_name]["cond_indep_stack"]}
+    frames = trace.nodes[runs.emission_name]["cond_indep_stack"]
+    return [f.dim for f in frames if f.vectorized and f.name not in own]

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from pyro.distributions import Distribution, Empirical
+from pyro.distributions import Distribution
 from pyro.infer import TraceEnum_ELBO
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_sig.distributions import PsiPosterior
 from pyro_sig.distributions.components import check_positive
-from pyro_sig.infer._direct_bound import direct_bound
+from pyro_sig.distributions.psi_posterior import resample_psi, weigh_psi
+from pyro_sig.infer._direct_bound import direct_bound, stream_psi
 from pyro_sig.infer._marginalize import (
     MarginalizeImplicit,
     explained_scales,
@@ -132,10 +134,7 @@ class SIG_ELBO(TraceEnum_ELBO):
             bound = direct_bound(model, guide, args, kwargs, messenger, self.chunk_size)
             if isinstance(bound, str):
                 if self.chunk_size is not None:
-                    raise ValueError(
-                        "`chunk_size` must be None unless the program is one implicit site and "
-                        f"one observed site that depends on it; was {bound}"
-                    )
+                    raise self._not_streamed(bound)
                 self._enumerates = True
                 if random_state is not None:  # as if this run had not been
                     torch.set_rng_state(random_state)
@@ -182,30 +181,51 @@ class SIG_ELBO(TraceEnum_ELBO):
         """
         return self._marginals_and_atoms(model, guide, args, kwargs)[0]
 
+    @torch.no_grad()
     def psi_posterior(
         self,
         model: Callable,
         guide: Callable,
         *args: Any,
         **kwargs: Any,  # noqa: ANN401
-    ) -> dict[str, Empirical]:
-        r"""Weighs the atoms of every implicit site by their responsibilities.
+    ) -> dict[str, PsiPosterior]:
+        r"""Weighs the draws of every implicit site by what they emitted.
 
         The empirical Bayes posterior :math:`p(\psi \mid x_i)` by self-normalised importance
-        sampling from the prior: with few atoms near :math:`\psi` it is coarse.
+        sampling from the prior: with few draws near :math:`\psi` it is coarse, which its
+        ``effective_sample_size`` tells. With a ``chunk_size`` the draws are streamed, and as many
+        as that are kept, by resampling. Where the guide draws other latents, the weights are
+        given one draw of these.
 
-        :return: implicit site -> :class:`pyro.distributions.Empirical` of the site's batch and
-            event shape, with mean, variance and samples.
+        :return: implicit site -> :class:`~pyro_sig.distributions.PsiPosterior` of the site's
+            batch and event shape, with mean, variance and samples.
+        :raises ValueError: for a program that ``chunk_size`` cannot stream.
         """
+        if self.chunk_size is not None:
+            self._find_plates(model, guide, args, kwargs)
+            messenger = MarginalizeImplicit(self.num_mixing, self.max_plate_nesting)
+            with explained_scales():
+                found = stream_psi(model, guide, args, kwargs, messenger, self.chunk_size)
+            if isinstance(found, str):
+                raise self._not_streamed(found)
+            name, chunks = found
+            return {name: resample_psi(chunks, self.chunk_size)}
         marginals, atoms = self._marginals_and_atoms(model, guide, args, kwargs)
         posterior = {}
         for name, (psi, event_dim) in atoms.items():
             log_weights = marginals[name].logits
             batch, event = log_weights.shape[:-1], psi.shape[psi.dim() - event_dim :]
             rows = psi.shape[psi.dim() - event_dim - len(batch) : psi.dim() - event_dim]
-            psi = psi.reshape(len(psi), *rows, *event).movedim(0, len(batch))
-            posterior[name] = Empirical(psi.expand(log_weights.shape + event), log_weights)
+            psi = psi.reshape(len(psi), *rows, *event)
+            posterior[name] = weigh_psi(psi, log_weights.movedim(-1, 0))
         return posterior
+
+    @staticmethod
+    def _not_streamed(was: str) -> ValueError:
+        return ValueError(
+            "`chunk_size` must be None unless the program is one implicit site and one observed "
+            f"site that depends on it; was {was}"
+        )
 
     def _marginals_and_atoms(
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict

@@ -370,6 +370,29 @@ def test_posterior_of_groups():
     assert posterior.sample((6,)).shape[-2:] == (5, 3)
 
 
+@pytest.mark.parametrize("layout", ["flat", "group_level", "global_level"])
+def test_streamed_posterior_agrees_with_the_whole(layout):
+    """Two estimates of each mean, from 20,000 draws each, within 6 of their standard errors."""
+    programs = Programs()
+    x = torch.randn(4, 5, 3, **DOUBLE) if layout == "group_level" else programs.x
+    model = getattr(programs, layout)
+    kwargs = {"max_plate_nesting": 2 if layout == "group_level" else 1}
+    (whole,) = SIG_ELBO(20_000, **kwargs).psi_posterior(model, no_guide, x).values()
+    elbo = SIG_ELBO(20_000, chunk_size=3000, **kwargs)
+    (streamed,) = elbo.psi_posterior(model, no_guide, x).values()
+    assert streamed.sample((2,)).shape[1:] == streamed.mean.shape
+    assert streamed.mean.squeeze().shape == whole.mean.squeeze().shape
+    sizes = torch.minimum(whole.effective_sample_size, streamed.effective_sample_size)
+    error = (2 * whole.variance / sizes.unsqueeze(-1).reshape(whole.mean.shape[:-1] + (1,))).sqrt()
+    assert ((streamed.mean.reshape(whole.mean.shape) - whole.mean).abs() < 6 * error).all()
+
+
+def test_streamed_posterior_needs_one_implicit_and_one_observed_site():
+    programs = Programs()
+    with pytest.raises(ValueError, match="`chunk_size` must be None unless"):
+        SIG_ELBO(10, chunk_size=5).psi_posterior(programs.two_sites, no_guide, programs.x)
+
+
 # --------------------------------------------------------------------- the bound, and what trains
 
 
