@@ -2,7 +2,8 @@
 
 Two ways to one objective. The digits have an observed `SemiImplicit` site, which Pyro's own
 `Trace_ELBO` trains; the rates of the accident counts are an `Implicit` site that `SIG_ELBO`
-marginalises. Pictures, a table (`metrics.json`) and ArviZ files go to the output folder.
+marginalises (`empirical_bayes.py` has that part). Pictures, a table (`metrics.json`) and ArviZ
+files go to the output folder.
 """
 
 import argparse
@@ -16,12 +17,12 @@ from typing import NamedTuple
 import matplotlib
 
 matplotlib.use("Agg")
+import empirical_bayes
 import matplotlib.pyplot as plt
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pyro.distributions import constraints
 from pyro.infer import SVI, Trace_ELBO
@@ -32,10 +33,10 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity
 from torch import Tensor, nn
 
-from pyro_sig.datasets import accident_counts, load_digits
-from pyro_sig.diagnostics import draws_to_inference_data, to_inference_data
+from pyro_sig.datasets import load_digits
+from pyro_sig.diagnostics import to_inference_data
 from pyro_sig.distributions import Implicit, SemiImplicit
-from pyro_sig.infer import SIG_ELBO, no_guide, train
+from pyro_sig.infer import no_guide, train
 from pyro_sig.nn import MLP
 
 
@@ -46,16 +47,10 @@ class Settings(NamedTuple):
     digit_batch: int = 500
     digit_mixing: int = 2000
     test_mixing: int = 200_000
-    count_steps: int = 5000
-    count_mixing: int = 1000
-    pmf_mixing: int = 1_000_000
-    posterior_atoms: int = 200_000
-    em_steps: int = 20_000
+    counts: empirical_bayes.Settings = empirical_bayes.Settings()
 
 
-SMOKE = Settings(20, 100, 50, 1000, 20, 50, 10_000, 2000, 200)
-
-COLOURS = {"Robbins": "black", "SIG": "tab:red", "gamma": "tab:blue", "NPMLE": "tab:green"}
+SMOKE = Settings(20, 100, 50, 1000, empirical_bayes.SMOKE)
 
 
 def cosine_adam(
@@ -209,153 +204,6 @@ def save(figure: Figure, path: Path) -> None:
     plt.close(figure)
 
 
-# ----------------------------------------------------------------------------- the accident counts
-
-
-class AccidentRates(PyroModule):
-    """Makes counts by x ~ Poisson(psi), psi = exp(network(noise))."""
-
-    def __init__(self, start: float, noise_dim: int = 10) -> None:
-        super().__init__()
-        self.network = MLP(noise_dim, [64, 64], 1)
-        nn.init.constant_(self.network.head.bias, np.log(start))
-        self.register_buffer("zeros", torch.zeros(noise_dim))
-
-    def mixing(self) -> Implicit:
-        """Builds the law of one driver's rate."""
-        noise = dist.Normal(self.zeros, torch.ones_like(self.zeros)).to_event(1)
-        network = self.network  # read here, in the program, so that it is trained
-        return Implicit(lambda e: network(e).squeeze(-1).exp(), noise, support=constraints.positive)
-
-    def forward(self, counts: Tensor, drivers: Tensor | float = 1.0) -> Tensor:
-        """Observes each count as often as there are drivers with it."""
-        with pyro.plate("count", len(counts)), pyro.poutine.scale(scale=drivers):
-            psi = pyro.sample("psi", self.mixing())
-            return pyro.sample("x", dist.Poisson(psi), obs=counts)
-
-
-def fit_rates(counts: Tensor, drivers: Tensor, settings: Settings) -> AccidentRates:
-    """Trains the mixing law by SIG_ELBO; eight weighted rows are the whole likelihood."""
-    mean = (counts @ drivers / drivers.sum()).item()
-    rates = AccidentRates(mean).to(counts)
-    elbo = SIG_ELBO(settings.count_mixing, max_plate_nesting=1)
-    svi = SVI(rates, no_guide, cosine_adam(3e-3, settings.count_steps), elbo)
-    train(svi, (counts, drivers), settings.count_steps, description="accidents")
-    return rates
-
-
-def fit_gamma(counts: Tensor, drivers: Tensor) -> dist.GammaPoisson:
-    """Finds the negative binomial of maximum likelihood."""
-    log_parameters = torch.zeros(2).to(counts).requires_grad_()
-    optim = torch.optim.LBFGS([log_parameters], max_iter=100, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optim.zero_grad()
-        log_prob = dist.GammaPoisson(*log_parameters.exp()).log_prob(counts)
-        loss = -(log_prob @ drivers) / drivers.sum()
-        loss.backward()
-        return loss
-
-    optim.step(loss)
-    return dist.GammaPoisson(*log_parameters.detach().exp())
-
-
-def fit_npmle(counts: Tensor, drivers: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
-    """Finds the mixing law of maximum likelihood on a grid of rates, by EM in float64."""
-    counts, drivers = counts.double(), drivers.double()
-    grid = torch.logspace(-2, 1, 200, dtype=counts.dtype, device=counts.device)
-    likelihood = dist.Poisson(grid).log_prob(counts.unsqueeze(-1)).exp()
-    weights = torch.full_like(grid, 1 / len(grid))
-    for _ in range(num_steps):
-        weights = weights * ((drivers / (likelihood @ weights)) @ likelihood) / drivers.sum()
-    return grid, weights
-
-
-@torch.no_grad()
-def run_accidents(settings: Settings, seed: int, device: str, out: Path) -> dict[str, dict]:
-    """Fits the mixing law of the accident rates, and compares it with its rivals."""
-    counts, drivers = accident_counts(device=device).unique(return_counts=True)
-    drivers = drivers.to(counts)
-    with torch.enable_grad():
-        rates = fit_rates(counts, drivers, settings)
-        gamma = fit_gamma(counts, drivers)
-    grid, weights = fit_npmle(counts, drivers, settings.em_steps)
-    atoms = dist.Poisson(grid).log_prob(counts.double().unsqueeze(-1)).exp()
-
-    law = SemiImplicit(rates.mixing(), dist.Poisson, settings.pmf_mixing, chunk_size=100_000)
-    log_pmf = {
-        "SIG": law.log_prob(counts).double(),
-        "gamma": gamma.log_prob(counts).double(),
-        "NPMLE": (atoms @ weights).log(),
-    }
-    elbo = SIG_ELBO(settings.posterior_atoms, max_plate_nesting=1)
-    posterior = elbo.psi_posterior(rates, no_guide, counts)["psi"]
-    means = {
-        "Robbins": counts[1:] * drivers[1:] / drivers[:-1],
-        "SIG": posterior.mean,
-        "gamma": (gamma.concentration + counts) / (gamma.rate + 1),
-        "NPMLE": (atoms * grid) @ weights / (atoms @ weights),
-    }
-
-    psi = posterior.sample((1000,))
-    data = draws_to_inference_data(
-        {"psi": psi},
-        posterior_predictive={"next_year": dist.Poisson(psi).sample()},
-        observed_data={"x": counts, "drivers": drivers},
-        coords={"count": counts.long().tolist()},
-        dims={name: ["count"] for name in ("psi", "next_year", "x", "drivers")},
-        attrs={"seed": seed},
-    )
-    data.to_netcdf(str(out / "accidents.nc"))
-
-    figure, axes = plt.subplots(1, 3, figsize=(16, 4.8), layout="constrained")
-    psi = rates.mixing().sample((settings.pmf_mixing,))
-    draw_mixing(axes[0], psi, dist.Gamma(gamma.concentration, gamma.rate), grid, weights)
-    draw_fit(axes[1], drivers, log_pmf)
-    for name, values in means.items():
-        style = "x" if name == "Robbins" else "o-"
-        axes[2].plot(values[:7].cpu().numpy(), style, color=COLOURS[name], label=name)
-    axes[2].set(xlabel="accidents $x$", ylabel=r"$E[\psi\,|\,x]$", title="expected rate given $x$")
-    for axis in axes:
-        axis.legend()
-    save(figure, out / "accidents.png")
-    return {
-        "log-likelihood": {k: (x @ drivers.double()).item() for k, x in log_pmf.items()},
-        "posterior means": {k: dict(enumerate(x[:7].tolist())) for k, x in means.items()},
-    }
-
-
-def draw_mixing(axis: Axes, psi: Tensor, gamma: dist.Gamma, grid: Tensor, weights: Tensor) -> None:
-    """Draws the mixing laws as densities of log psi."""
-    edges = np.linspace(np.log(0.01), np.log(10), 120)
-    log_psi = psi.log().cpu().numpy()
-    density = np.histogram(log_psi, edges)[0] / len(log_psi) / np.diff(edges)
-    axis.stairs(density, np.exp(edges), fill=True, color=COLOURS["SIG"], alpha=0.45, label="SIG")
-    curves = {
-        "gamma": (gamma.log_prob(grid) + grid.log()).exp(),
-        "NPMLE": weights / (grid[1] / grid[0]).log(),
-    }
-    for name, curve in curves.items():
-        axis.plot(grid.cpu().numpy(), curve.cpu().numpy(), color=COLOURS[name], label=name)
-    axis.set(xscale="log", xlabel=r"accident rate $\psi$", ylabel=r"density of $\log\,\psi$")
-    axis.set_title("recovered mixing law")
-
-
-def draw_fit(axis: Axes, drivers: Tensor, log_pmf: dict[str, Tensor]) -> None:
-    """Draws observed and expected numbers of drivers."""
-    x = np.arange(len(drivers))
-    axis.bar(x, drivers.cpu().numpy(), color="lightgrey", label="observed")
-    for shift, (name, values) in zip((-0.2, 0.0, 0.2), log_pmf.items(), strict=True):
-        axis.plot(
-            x + shift,
-            (values.exp() * drivers.sum()).cpu().numpy(),
-            "o",
-            color=COLOURS[name],
-            label=name,
-        )
-    axis.set(yscale="log", xlabel="accidents $x$", ylabel="drivers", title="observed and expected")
-
-
 # ------------------------------------------------------------------------------------ both parts
 
 
@@ -371,24 +219,20 @@ def main(args: argparse.Namespace) -> dict:
     settings = SMOKE if args.smoke else Settings()
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    metrics: dict[str, dict] = {}
-    seconds = {}
-    for name, run in (("digits", run_digits), ("accidents", run_accidents)):
-        pyro.set_rng_seed(args.seed)
-        pyro.clear_param_store()
-        start = time.perf_counter()
-        metrics[name] = run(settings, args.seed, args.device, out)
-        seconds[name] = time.perf_counter() - start
-    metrics["seconds"] = seconds
+    start = time.perf_counter()
+    pyro.set_rng_seed(args.seed)
+    pyro.clear_param_store()
+    metrics: dict[str, dict] = {"digits": run_digits(settings, args.seed, args.device, out)}
+    between = time.perf_counter()
+    table = ("accidents", settings.counts, args.seed, args.device, out)
+    metrics["accidents"] = empirical_bayes.run(*table)
+    end = time.perf_counter()
+    metrics["seconds"] = {"digits": between - start, "accidents": end - between}
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
 
     print_table("Digits (nats per image; distances in grey scale)", metrics["digits"])
-    print_table("Accidents: log-likelihood of 9461 drivers", metrics["accidents"]["log-likelihood"])
-    means = metrics["accidents"]["posterior means"]
-    print("\nAccidents: E[psi | x]\n  " + " " * 10 + "".join(f"{f'x = {x}':>9}" for x in range(7)))
-    for name, values in means.items():
-        print(f"  {name:<10}" + "".join(f"{value:9.3f}" for value in values.values()))
-    print_table("Seconds", seconds)
+    empirical_bayes.print_results("accidents of 9461 drivers", metrics["accidents"])
+    print_table("Seconds", metrics["seconds"])
     print("\nWritten: " + ", ".join(str(path) for path in sorted(out.iterdir())))
     return metrics
 

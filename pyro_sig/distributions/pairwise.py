@@ -24,6 +24,7 @@ from pyro_sig.distributions.log_mixture import full_precision, log_mixture
 
 __all__ = [
     "Terms",
+    "loses_digits",
     "mixture_log_prob",
     "pairwise_log_prob",
     "pairwise_terms",
@@ -243,7 +244,7 @@ def _terms_and_dtype(
     value = value.reshape(len(value), value.shape[1 : 1 + num_coordinates].numel(), *event)
     working = torch.promote_types(dtype, torch.float32)
     terms = _separate(entry, parameters, value, num_components.numel(), working)
-    if isinstance(terms, Terms) and _loses_digits(terms):
+    if isinstance(terms, Terms) and loses_digits(terms):
         value = value.to(torch.float64)
         if entry.location is not None:
             location = parameters[entry.location].to(torch.float64)
@@ -286,8 +287,17 @@ def _separate(
 
 
 @torch.no_grad()
-def _loses_digits(terms: Terms) -> bool:
-    """Bounds the rounding error of ``T . eta`` by Cauchy and Schwarz."""
+def loses_digits(terms: Terms) -> bool:
+    """Tells whether rounding in ``T . eta``, bounded by Cauchy and Schwarz, could exceed 0.01.
+
+    :param Terms terms: separated log-densities.
+    :return: whether they want double precision.
+
+    Example::
+
+        >>> loses_digits(Terms(torch.ones(1, 1), torch.zeros(1), torch.ones(1, 1), torch.zeros(1)))
+        False
+    """
     if not (len(terms.statistics) and len(terms.natural)):
         return False
     largest = (

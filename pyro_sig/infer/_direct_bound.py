@@ -1,4 +1,4 @@
-"""A program with one implicit and one observed site: no enumeration, psi in chunks."""
+"""A program with one implicit site, which one observed site depends on: no enumeration."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ __all__ = ["direct_bound", "stream_psi"]
 
 
 class _Runs(NamedTuple):
-    """Runs of a program: the first, and how to make another with as many psi, of the same rows."""
+    """Runs of a program: the guide's, the first, and how to make another of the same rows."""
 
+    guide: Trace
     first: Trace
     again: Callable[[int], Trace]
     psi_name: str
     emission_name: str
+    latents: list[str]
     num_mixing: int
     nesting: int
 
@@ -47,7 +49,7 @@ def direct_bound(
     """Runs the program once for each chunk of psi, and again in the backward pass.
 
     :param callable model: a Pyro program.
-    :param callable guide: its guide, which has nothing to sample.
+    :param callable guide: its guide, which samples the latents that are not implicit.
     :param tuple args: arguments of both.
     :param dict kwargs: keyword arguments of both.
     :param MarginalizeImplicit messenger: with ``max_plate_nesting`` known.
@@ -68,7 +70,8 @@ def direct_bound(
         parts.append(checkpoint(part, size, first.detach(), use_reentrant=False))
     log_sum = torch.stack(parts).logsumexp(0) if len(parts) > 1 else first
     scale: Any = runs.first.nodes[runs.emission_name]["scale"]
-    return (scale * (log_sum - math.log(runs.num_mixing))).sum()
+    bound = (scale * (log_sum - math.log(runs.num_mixing))).sum()
+    return bound + _log_prob_sum(runs.first, runs.latents) - _log_prob_sum(runs.guide)
 
 
 def stream_psi(
@@ -82,7 +85,7 @@ def stream_psi(
     """Draws psi in chunks, each with its log-density of the data in every row.
 
     :param callable model: a Pyro program.
-    :param callable guide: its guide, which has nothing to sample.
+    :param callable guide: its guide, run once.
     :param tuple args: arguments of both.
     :param dict kwargs: keyword arguments of both.
     :param MarginalizeImplicit messenger: with ``max_plate_nesting`` known.
@@ -134,17 +137,17 @@ def _prepare(
     found = _find_sites(trace, guide_trace, messenger)
     if isinstance(found, str):
         return found
-    psi_name, emission_name = found
-    subsample = trace.copy()
-    subsample.remove_node(psi_name)
+    psi_name, emission_name, latents = found
+    rest = trace.copy()
+    rest.remove_node(psi_name)
 
     def again(size: int) -> Trace:
         with poutine.block():
-            return run(size, subsample)
+            return run(size, rest)
 
     num_mixing = messenger.requested[psi_name]
     nesting = int(messenger.max_plate_nesting)
-    return _Runs(trace, again, psi_name, emission_name, num_mixing, nesting)
+    return _Runs(guide_trace, trace, again, psi_name, emission_name, latents, num_mixing, nesting)
 
 
 def _later_sizes(num_mixing: int, chunk_size: int | None) -> list[int]:
@@ -156,35 +159,53 @@ def _later_sizes(num_mixing: int, chunk_size: int | None) -> list[int]:
 
 def _find_sites(
     trace: Trace, guide_trace: Trace, messenger: MarginalizeImplicit
-) -> tuple[str, str] | str:
-    """The implicit and the observed site, or what else there is."""
-    latents = [
-        name
-        for nodes in (trace, guide_trace)
-        for name in nodes.stochastic_nodes
-        if not site_is_subsample(nodes.nodes[name])
-    ]
+) -> tuple[str, str, list[str]] | str:
+    """The implicit and the observed site and the latents beside them, or what is in the way."""
+    latents = [n for n in trace.stochastic_nodes if not site_is_subsample(trace.nodes[n])]
     observed = [n for n in trace.observation_nodes if n not in messenger.implicit_sites]
-    if len(messenger.implicit_sites) != 1 or len(observed) != 1 or latents:
+    if len(messenger.implicit_sites) != 1 or len(observed) != 1:
         return (
-            f"{len(messenger.implicit_sites)} implicit {list(messenger.implicit_sites)}, "
-            f"{len(observed)} observed {observed} and {len(set(latents))} other latents "
-            f"{sorted(set(latents))}"
+            f"{len(messenger.implicit_sites)} implicit {list(messenger.implicit_sites)} and "
+            f"{len(observed)} observed {observed}"
         )
+    nesting = messenger.max_plate_nesting
+    for name in latents:
+        fn: Any = trace.nodes[name]["fn"]
+        if name not in guide_trace:
+            return f"a latent '{name}' that the guide does not sample"
+        if len(fn.batch_shape) > nesting:
+            return f"a latent '{name}' that depends on '{next(iter(messenger.implicit_sites))}'"
+    for name in guide_trace.stochastic_nodes:
+        site: Any = guide_trace.nodes[name]
+        if not site_is_subsample(site) and not site["fn"].has_rsample:
+            return f"a latent '{name}' whose law in the guide has no rsample"
     psi_name, emission_name = next(iter(messenger.implicit_sites)), observed[0]
     emission: Any = trace.nodes[emission_name]["fn"]
-    if len(emission.batch_shape) <= messenger.max_plate_nesting:
+    if len(emission.batch_shape) <= nesting:
         return f"an observed site '{emission_name}' that does not depend on '{psi_name}'"
     check_scales(trace, psi_name, emission_name)
-    return psi_name, emission_name
+    return psi_name, emission_name, latents
+
+
+def _log_prob_sum(trace: Trace, names: list[str] | None = None) -> Tensor | float:
+    """Log-density of some sites, by default of all that are drawn; scaled and masked."""
+    total: Tensor | float = 0.0
+    for name in trace.stochastic_nodes if names is None else names:
+        site: Any = trace.nodes[name]
+        if not site_is_subsample(site):
+            log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+            total = total + scale_and_mask(log_prob, site["scale"], site["mask"]).sum()
+    return total
 
 
 def _log_sum(runs: _Runs, trace: Trace) -> Tensor:
     """Log of the summed densities over psi, with one entry for each row of the implicit site."""
     emission: Any = trace.nodes[runs.emission_name]
-    if isinstance(emission["fn"], PairwiseEmission) and not _inner_dims(runs, trace):
-        if emission["mask"] is None:
-            return emission["fn"].mixture_log_prob(emission["value"])
+    mask = emission["mask"]
+    fits = mask is None or not isinstance(mask, Tensor) or mask.dim() <= runs.nesting
+    if isinstance(emission["fn"], PairwiseEmission) and fits:
+        shared = _inner_dims(runs, trace)
+        return emission["fn"].mixture_log_prob(emission["value"], shared, mask)
     return _log_prob(runs, trace).logsumexp(-1 - runs.nesting)
 
 

@@ -19,6 +19,7 @@ from torch.distributions import Distribution, Independent, constraints
 from pyro_sig.distributions import Implicit, Terms, log_mixture, pairwise_terms
 from pyro_sig.distributions.components import check_positive
 from pyro_sig.distributions.log_mixture import full_precision
+from pyro_sig.distributions.pairwise import loses_digits
 
 __all__ = [
     "MarginalizeImplicit",
@@ -87,12 +88,26 @@ class PairwiseEmission(TorchDistribution):
         if self.emission._validate_args:
             self.emission._validate_sample(value)
 
-    def mixture_log_prob(self, value: Tensor) -> Tensor:
-        """Sums over the components, of which there must be one dimension: shape ``[*plates]``."""
+    def mixture_log_prob(
+        self, value: Tensor, shared: Sequence[int] = (), mask: Any = None
+    ) -> Tensor:
+        """Sums over the components, of which there must be one dimension.
+
+        :param torch.Tensor value: the data.
+        :param shared: plates, as negative dimensions, along which the data share a component:
+            their statistics are added before the matrix product.
+        :param mask: which data count, by default all.
+        :return: shape ``[*plates]``, 1 along the shared ones.
+        """
         self._validate(value)
-        statistics, carrier, natural, log_normalizer = self.terms
-        log_sum = log_mixture(statistics, natural, log_normalizer) + carrier
-        return log_sum.reshape(self.inner_shape[1:])
+        terms, plates = self.terms, self.inner_shape[1:]
+        dtype = terms.carrier.dtype
+        if shared or mask is not None:
+            terms = _add_statistics(terms, plates, shared, mask)
+            sizes = (1 if i - len(plates) in shared else n for i, n in enumerate(plates))
+            plates = torch.Size(sizes)
+        log_sum = log_mixture(terms.statistics, terms.natural, terms.log_normalizer)
+        return (log_sum + terms.carrier).reshape(plates).to(dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Scores every (component, datum) pair."""
@@ -102,6 +117,29 @@ class PairwiseEmission(TorchDistribution):
         with full_precision(statistics.device):
             scores = torch.addmm((-log_normalizer).unsqueeze(-1), natural, statistics.mT) + carrier
         return scores.reshape(self.inner_shape).expand(self.batch_shape)
+
+
+def _add_statistics(terms: Terms, plates: torch.Size, shared: Sequence[int], mask: Any) -> Terms:
+    """Adds the log-densities of the data along some plates, pair by pair with a component."""
+    # How many data stand in a sum becomes a statistic, and the normaliser its parameter.
+    counted = torch.cat([terms.statistics, torch.ones_like(terms.carrier).unsqueeze(-1)], -1)
+    counted, carrier = counted.double(), terms.carrier.double()
+    if mask is not None:
+        kept = torch.as_tensor(mask, device=carrier.device).expand(plates).reshape(-1)
+        counted = counted.masked_fill(~kept.unsqueeze(-1), 0.0)
+        carrier = carrier.masked_fill(~kept, 0.0)
+    if shared:
+        counted = counted.reshape(*plates, -1).sum([d - 1 for d in shared])
+        carrier = carrier.reshape(plates).sum(tuple(shared))
+    natural = torch.cat([terms.natural, -terms.log_normalizer.unsqueeze(-1)], -1)
+    added = Terms(
+        counted.reshape(-1, counted.shape[-1]),
+        carrier.reshape(-1),
+        natural.double(),
+        torch.zeros_like(terms.log_normalizer).double(),
+    )
+    single = Terms(*(x.to(terms.natural) for x in added))
+    return added if loses_digits(single) else single
 
 
 class NeedsIndexError(Exception):

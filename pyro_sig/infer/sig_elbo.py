@@ -35,9 +35,12 @@ class SIG_ELBO(TraceEnum_ELBO):
 
     Every :class:`~pyro_sig.distributions.Implicit` site, at any plate level, is marginalised by
     Pyro's enumeration: M + N network evaluations, not M x N. Sites in the same plates share joint
-    draws and one index. A program of one implicit and one observed site is scored directly, as
-    :class:`~pyro_sig.distributions.SemiImplicit` is. Other latents keep their guide; discrete
-    ones may be enumerated as in :class:`pyro.infer.TraceEnum_ELBO`. The bound tightens as M grows.
+    draws and one index. Other latents keep their guide; discrete ones may be enumerated as in
+    :class:`pyro.infer.TraceEnum_ELBO`. The bound tightens as M grows.
+
+    A program of one implicit and one observed site, beside latents that the guide draws by
+    ``rsample``, is scored without enumeration, as :class:`~pyro_sig.distributions.SemiImplicit`
+    is; data that share a psi, such as those of a group, are added up before the matrix product.
 
     Equal rows can be counted once: with one implicit and one observed site, both may stand under
     ``poutine.scale(scale=counts)`` with a count for each row.
@@ -45,8 +48,8 @@ class SIG_ELBO(TraceEnum_ELBO):
     :param int num_mixing: number M of draws at each implicit site; a site can ask for its own by
         ``infer={"num_mixing": M}``.
     :param int chunk_size: draw and score this many psi at a time and compute them again in the
-        backward pass, so that ``num_mixing`` may exceed memory. For programs of one implicit site
-        and one observed site.
+        backward pass, so that ``num_mixing`` may exceed memory. For programs that
+        are scored without enumeration.
     :param kwargs: further arguments of :class:`pyro.infer.TraceEnum_ELBO`, such as
         ``num_particles``, ``max_plate_nesting`` and ``vectorize_particles``.
     :ivar dict broadcast_sites: after a step, observed site -> why it took no matrix product.
@@ -223,8 +226,9 @@ class SIG_ELBO(TraceEnum_ELBO):
     @staticmethod
     def _not_streamed(was: str) -> ValueError:
         return ValueError(
-            "`chunk_size` must be None unless the program is one implicit site and one observed "
-            f"site that depends on it; was {was}"
+            "`chunk_size` must be None unless the program has one implicit site, one observed "
+            "site, which depends on it, and no latents but those that the guide draws by "
+            f"rsample; was {was}"
         )
 
     def _marginals_and_atoms(

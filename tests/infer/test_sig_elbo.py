@@ -261,6 +261,57 @@ def test_other_latents_keep_their_guide(particles):
     assert {name.split(".")[0] for name in pyro.get_param_store()} >= {"net$$$hidden", "AutoNormal"}
 
 
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_other_latents_without_enumeration(chunk_size):
+    """A hierarchy scored directly: the loss and every gradient are those of the enumeration."""
+    net = MLP(2, [5], 1).double()
+    x = torch.randn(4, 6, **DOUBLE)
+    seen = torch.rand(4, 6) < 0.7
+
+    def model(x):
+        pyro.module("net", net)
+        scale = pyro.sample("scale", dist.LogNormal(torch.zeros((), **DOUBLE), 1.0))
+        with pyro.plate("groups", x.shape[1], dim=-1):
+            slope = pyro.sample("slope", dist.Normal(torch.zeros((), **DOUBLE), 1.0))
+            psi = pyro.sample("psi", Implicit(lambda e: net(e).squeeze(-1), noise(2)))
+            with pyro.plate("data", x.shape[0], dim=-2), poutine.mask(mask=seen):
+                pyro.sample("x", dist.Normal(psi + 0.0 * slope, scale), obs=x)
+
+    guide = AutoNormal(poutine.block(model, hide=["psi"]))
+    guide(x)
+    losses, found = [], []
+    for enumerates in (True, None):
+        elbo = SIG_ELBO(7, chunk_size=None if enumerates else chunk_size, max_plate_nesting=2)
+        elbo._enumerates = enumerates
+        guide.zero_grad()
+        net.zero_grad()
+        torch.manual_seed(1)  # up to 15 normal numbers are the same in one call and in several
+        losses.append(elbo.loss_and_grads(model, guide, x))
+        assert elbo._enumerates is (True if enumerates else False)
+        found.append([p.grad.clone() for p in (*net.parameters(), *guide.parameters())])
+    assert math.isclose(*losses, rel_tol=1e-10)
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_data_that_share_a_psi_far_from_the_origin(dtype):
+    """Added statistics keep their digits: 1000 + noise of 0.01, against double broadcasting."""
+    x = (1000 + 0.01 * torch.randn(5, 6, **DOUBLE)).to(dtype)
+    atoms = (1000 + 0.01 * torch.randn(10, **DOUBLE)).to(dtype)
+    prior = Implicit(lambda e: atoms[: len(e)], dist.Normal(torch.zeros((), dtype=dtype), 1.0))
+
+    def model(x):
+        with pyro.plate("groups", x.shape[1], dim=-1):
+            psi = pyro.sample("psi", prior)
+            with pyro.plate("data", x.shape[0], dim=-2):
+                pyro.sample("x", dist.Normal(psi, torch.tensor(0.01, dtype=dtype)), obs=x)
+
+    loss = SIG_ELBO(10, max_plate_nesting=2).loss(model, no_guide, x)
+    scores = dist.Normal(atoms.double()[:, None, None], 0.01).log_prob(x.double()).sum(1)
+    assert math.isclose(loss, -log_mean(scores).sum().item(), abs_tol=0.05)
+
+
 def test_discrete_latents_may_be_enumerated_beside_it():
     programs = Programs()
 
@@ -579,12 +630,17 @@ def test_chunks_need_one_implicit_and_one_observed_site():
     ):
         SIG_ELBO(5, chunk_size=2).loss(programs.two_sites, no_guide, programs.x)
 
-    def latent(x):
-        pyro.sample("z", noise(1))
+    def coin(x):
+        pyro.sample("z", dist.Bernoulli(torch.tensor(0.5, **DOUBLE)))
         programs.flat(x)
 
-    with pytest.raises(ValueError, match=r"1 other latents \['z'\]"):
-        SIG_ELBO(5, chunk_size=2).loss(latent, lambda x: pyro.sample("z", noise(1)), programs.x)
+    def guide(x):
+        pyro.sample("z", dist.Bernoulli(torch.tensor(0.5, **DOUBLE)))
+
+    with pytest.raises(ValueError, match="latent 'z' whose law in the guide has no rsample"):
+        SIG_ELBO(5, chunk_size=2).loss(coin, guide, programs.x)
+    with pytest.raises(ValueError, match="latent 'z' that the guide does not sample"):
+        SIG_ELBO(5, chunk_size=2).loss(coin, no_guide, programs.x)
 
 
 def test_plain_elbos_refuse_an_implicit_latent():
