@@ -3,22 +3,70 @@
 Everything here takes samples, programs and distributions; nothing here trains.
 """
 
+from pyro_sig.diagnostics.c2st import c2st
+from pyro_sig.diagnostics.energy import energy_distance, energy_test
+from pyro_sig.diagnostics.feature_distances import (
+    KernelDistance,
+    frechet_distance,
+    kernel_distance,
+)
+from pyro_sig.diagnostics.guide_draws import draws_from
 from pyro_sig.diagnostics.importance import log_importance_weights
+from pyro_sig.diagnostics.inception_score import InceptionScore, inception_score
 from pyro_sig.diagnostics.inference_data import draws_to_inference_data, to_inference_data
+from pyro_sig.diagnostics.mmd import mmd, mmd_test
 from pyro_sig.diagnostics.mode_coverage import ModeCoverage, mode_coverage
 from pyro_sig.diagnostics.pareto import pareto_k_hat
-from pyro_sig.diagnostics.sliced_wasserstein import sliced_wasserstein
-from pyro_sig.diagnostics.two_sample import TwoSampleTest, energy_distance, energy_test
+from pyro_sig.diagnostics.permutation import TwoSampleTest
+from pyro_sig.diagnostics.precision_recall import (
+    PrecisionRecall,
+    precision_recall_density_coverage,
+)
+from pyro_sig.diagnostics.sbc import SBC, log_likelihood_of, sbc, sbc_ranks
+from pyro_sig.diagnostics.sliced_wasserstein import sliced_wasserstein, sliced_wasserstein_test
+from pyro_sig.diagnostics.stein import SteinTest, kernel_stein_discrepancy, kernel_stein_test
+from pyro_sig.diagnostics.tarp import TARP, tarp
+from pyro_sig.diagnostics.uniformity import (
+    EcdfBands,
+    UniformityTest,
+    ecdf_bands,
+    uniformity_test,
+)
 
 __all__ = [
+    "EcdfBands",
+    "InceptionScore",
+    "KernelDistance",
     "ModeCoverage",
+    "PrecisionRecall",
+    "SBC",
+    "SteinTest",
+    "TARP",
     "TwoSampleTest",
+    "UniformityTest",
+    "c2st",
+    "draws_from",
     "draws_to_inference_data",
+    "ecdf_bands",
     "energy_distance",
     "energy_test",
+    "frechet_distance",
+    "inception_score",
+    "kernel_distance",
+    "kernel_stein_discrepancy",
+    "kernel_stein_test",
     "log_importance_weights",
+    "log_likelihood_of",
+    "mmd",
+    "mmd_test",
     "mode_coverage",
     "pareto_k_hat",
+    "precision_recall_density_coverage",
+    "sbc",
+    "sbc_ranks",
     "sliced_wasserstein",
+    "sliced_wasserstein_test",
+    "tarp",
     "to_inference_data",
+    "uniformity_test",
 ]

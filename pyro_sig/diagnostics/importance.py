@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import MaskedDistribution
-from pyro.poutine import Trace
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
-from torch.distributions import Independent
 
-from pyro_sig.distributions import SemiImplicit
+from pyro_sig.diagnostics._own_draws import OwnDraws
+from pyro_sig.diagnostics._program_draws import Runner, own_parameters
+from pyro_sig.diagnostics._program_sites import Call, Sites, describe_sites
 from pyro_sig.distributions.components import check_positive
 
 __all__ = ["log_importance_weights"]
+
+# Psi of all draws that are weighed in one run.
+_PSI_IN_A_RUN = 2**18
 
 
 def log_importance_weights(
@@ -24,6 +26,8 @@ def log_importance_weights(
     guide: Callable,
     *args: Any,  # noqa: ANN401 - arguments of the program
     num_samples: int = 1000,
+    num_mixing: int | None = None,
+    parallel: bool = False,
     **kwargs: Any,  # noqa: ANN401
 ) -> Tensor:
     r"""Draws from the guide and weighs each draw by the joint density of all its rows.
@@ -33,16 +37,23 @@ def log_importance_weights(
 
     The mean weight is the evidence, also where the guide is semi-implicit: its estimate
     :math:`\hat q` counts the psi_0 behind the draw. That holds for one row under shared fresh
-    psi, and for several rows only if each has its own.
+    psi, and for several rows only if each has its own, which ``num_mixing`` sees to. Latents that
+    the guide leaves to the model are drawn from it, and cancel.
 
     :param callable model: a Pyro program with observations.
     :param callable guide: a Pyro program that samples the model's latents.
     :param args: arguments of both programs.
     :param int num_samples: number S of draws.
+    :param int num_mixing: number of fresh psi at every semi-implicit site, each row with its own;
+        by default the sites are left as they are.
+    :param bool parallel: run the programs once for many draws, in an outermost plate; they must
+        broadcast under it.
     :param kwargs: keyword arguments of both programs.
-    :return: a tensor of shape ``[S]``.
+    :return: a tensor of shape ``[S]``, in double precision; minus infinity where the model rules
+        a draw out.
     :raises ValueError: if a site is a :class:`~pyro_sig.distributions.SemiImplicit` of several
-        rows with ``share_draws=True``, which biases their joint weight, or ``num_samples < 1``.
+        rows with ``share_draws=True`` and ``num_mixing`` is None, if a site has no density, if a
+        plate subsamples, if a log-density is NaN or plus infinity, or ``num_samples < 1``.
 
     Reference: M. Yin and M. Zhou (2018), "Semi-Implicit Variational Inference", section 3.
 
@@ -54,30 +65,55 @@ def log_importance_weights(
         ...     pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(0.5))
         >>> def guide():
         ...     pyro.sample("z", dist.Normal(0.25, 0.5**0.5))  # the exact posterior
-        >>> log_importance_weights(model, guide, num_samples=2)
+        >>> log_importance_weights(model, guide, num_samples=2).float()
         tensor([-1.3280, -1.3280])
     """
     check_positive("num_samples", num_samples)
-    log_weights = []
-    with torch.no_grad():
-        for _ in range(num_samples):
-            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            replayed = poutine.replay(model, trace=guide_trace)
-            model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
-            traces = prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
-            for trace in traces:
-                _refuse_shared_draws(trace)
-            log_weights.append(traces[0].log_prob_sum() - traces[1].log_prob_sum())
-    return torch.stack([torch.as_tensor(w) for w in log_weights])
+    if num_mixing is not None:
+        check_positive("num_mixing", num_mixing)
+    call = Call(args, kwargs)
+    messenger = nullcontext() if num_mixing is None else OwnDraws(num_mixing)
+    parts = []
+    with torch.no_grad(), poutine.block(), own_parameters(guide), messenger as own:
+        sites = describe_sites(model, guide, call, {}, score=True)
+        _check_weighable(sites, parallel)
+        size = num_samples
+        if own is not None and own.found and num_mixing is not None:
+            size = max(1, _PSI_IN_A_RUN // num_mixing)
+        latents = [name for name in sites.latent if name in sites.guided]
+        for start in range(0, num_samples, size):
+            runner = Runner(sites, call, min(size, num_samples - start), parallel, allow_zero=True)
+            draws, log_q = runner.guide(guide, latents, score=True)
+            found = runner.model(model, draws, [], score=True, pointwise=[], source="guide")
+            log_p = found.log_joint
+            parts.append(log_p if log_q is None or log_p is None else log_p - log_q)
+    log_weights = torch.cat([part for part in parts if part is not None])
+    if not (log_weights < torch.inf).all():
+        raise ValueError(
+            "`guide` must have a positive density where it draws, had log-density minus infinity"
+        )
+    return log_weights
 
 
-def _refuse_shared_draws(trace: Trace) -> None:
-    for name, site in trace.nodes.items():
-        fn = site.get("fn") if site["type"] == "sample" else None
-        while isinstance(fn, Independent | MaskedDistribution):
-            fn = fn.base_dist
-        if isinstance(fn, SemiImplicit) and fn.share_draws and fn.batch_shape.numel() > 1:
+def _check_weighable(sites: Sites, parallel: bool) -> None:
+    if sites.bias is not None:
+        raise ValueError(sites.bias)
+    for program, names in (("model", sites.unscored), ("guide", sites.unscored_guide)):
+        if names:
             raise ValueError(
-                f"`share_draws` must be False at site '{name}': fresh psi shared by its "
-                f"{fn.batch_shape.numel()} rows bias their joint weight; was True"
+                f"`{program}` must have a density at every site, but {names[0]!r} has none. "
+                "Marginalise an implicit site by SIG_ELBO, or mix a conditional over it: "
+                "SemiImplicit(mixing, conditional, num_mixing)"
             )
+    if sites.subsampled:
+        name, plate = next(iter(sites.subsampled.items()))
+        raise ValueError(
+            f"`model` must not subsample, or its weights differ by the choice of rows; was "
+            f"subsampled at {name!r} by the plate {plate!r}"
+        )
+    if parallel and sites.unplated:
+        name, size = next(iter(sites.unplated.items()))
+        raise ValueError(
+            f"`parallel` must be False here, but was True: no plate says that the {size} rows of "
+            f"the site {name!r} are independent"
+        )

@@ -1,46 +1,53 @@
-"""Export of a fitted program, or of plain draws, to ArviZ.
-
-Everything is first put into a plain dict of groups of numpy arrays; only ``_build`` knows ArviZ.
-"""
+"""Export of a fitted program, or of plain draws, to ArviZ."""
 
 from __future__ import annotations
 
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import Predictive
-from pyro.poutine.trace_struct import Trace
-from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
-from pyro_sig import __version__
+from pyro_sig.diagnostics._arviz_labels import (
+    Draws,
+    export,
+    label_pointwise,
+    stack_chains,
+    to_numpy,
+)
+from pyro_sig.diagnostics._program_draws import (
+    Runner,
+    check_guides_differ,
+    own_parameters,
+)
+from pyro_sig.diagnostics._program_sites import Call, FirstDraw, Release, Sites, describe_sites
 
 __all__ = ["draws_to_inference_data", "to_inference_data"]
 
-Draws = Mapping[str, "Tensor | np.ndarray"]
+# Simulation-based calibration draws its data by it.
+_Release = Release
 
-# Dimensions that ArviZ gives a meaning to.
-_RESERVED_DIMS = ("chain", "draw")
-
-# Predictive keeps the trace of every sequential run, distributions included, until it returns.
-_SEQUENTIAL_BLOCK = 50
+# What a draw of the posterior has one of.
+_BY_POSTERIOR_DRAW = ("log_likelihood", "sample_stats")
+_BY_CHAIN = ("posterior", "posterior_predictive", *_BY_POSTERIOR_DRAW)
 
 
 def to_inference_data(
     model: Callable[..., Any],
-    guide: Callable[..., Any] | None = None,
+    guide: Callable[..., Any] | Sequence[Callable[..., Any]] | None = None,
     *args: Any,
     num_samples: int = 1000,
     seed: int | None = None,
     parallel: bool = False,
+    posterior: Draws | None = None,
+    log_likelihood: bool | None = None,
+    sample_stats: bool = True,
     coords: Mapping[str, Sequence[Any]] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     attrs: Mapping[str, Any] | None = None,
@@ -54,37 +61,75 @@ def to_inference_data(
     .. math::
         \text{posterior} \sim q(z), \quad \text{posterior\_predictive} \sim q(z)\, p(y \mid z),
         \quad \text{prior} \sim p(z), \quad \text{prior\_predictive} \sim p(y), \quad
-        \text{observed\_data} = y.
+        \text{observed\_data} = y,
 
+        \text{log\_likelihood} = \log p(y_i \mid z), \quad \text{sample\_stats} = \{
+        \text{lp} = \log p(y, z),\ \text{log\_q} = \log q(z),\
+        \text{log\_weight} = \text{lp} - \text{log\_q}\}.
+
+    - Several guides are the chains. Where they were trained independently, :math:`\hat R` tells
+      whether the trainings agree. The draws of one guide are independent, and :math:`\hat R` over
+      them says nothing. A :class:`~pyro.nn.PyroModule` is run with its own parameters, so guides of
+      one class may be trained one after the other, with :func:`pyro.clear_param_store` before each.
+      Functions read the store: give their parameters different names, or wrap each of them in a
+      function that enters its own ``pyro.get_param_store().scope(state)``. Parameters of the model
+      are those in the store now.
     - A guide that draws nothing, such as that of a semi-implicit generative model trained by its
       marginal likelihood, leaves no posterior: its fresh samples are ``posterior_predictive``,
-      because they come from the fitted program, and the two prior groups are left out.
-    - Latents that the guide does not draw are drawn from the model.
+      because they come from the fitted program, and the two prior groups are left out. They are
+      also left out where the prior cannot be drawn from.
+    - Latents that the guide does not draw are drawn from the model. Their density stands on both
+      sides of the weight and cancels: it is in neither ``lp`` nor ``log_q``, the mean weight is
+      still the evidence, and ``lp`` is an estimate from one draw. They are no posterior draws, so
+      there is no ``log_likelihood`` then: :math:`p(y \mid z)` would need a mean over them.
     - If the program runs without observations, ``posterior_predictive`` (without a guide,
       ``prior``) holds every site that is left.
-    - :func:`pyro.deterministic` sites go with the latents, :func:`pyro.factor` sites nowhere.
+    - :func:`pyro.deterministic` sites go with the latents, :func:`pyro.factor` sites nowhere (but
+      into ``lp``).
+    - ``log_likelihood`` is what ``az.loo`` and ``az.compare`` need (with ``var_name`` where several
+      sites are observed). It counts every row once: :func:`pyro.poutine.scale` enters ``lp`` and
+      the weight, and not this. Entries that a mask takes out are left out; what remains of such a
+      site ``x`` lies along one dimension, ``x_unmasked``. An observed
+      :class:`~pyro_sig.distributions.SemiImplicit` gives its estimate over fresh psi: in
+      expectation a lower bound of the log-likelihood.
+    - The weight of a draw with a :class:`~pyro_sig.distributions.SemiImplicit` site of several rows
+      is biased unless it was made with ``share_draws=False``: ``log_q`` and ``log_weight`` are then
+      left out, with a warning. A site without a density, such as an
+      :class:`~pyro_sig.distributions.Implicit`, leaves out what would need it.
 
     Dimensions are named after plates; the event dimensions of a site ``x`` are ``x_dim_0``,
     ``x_dim_1``, ... unless ``dims`` names them. A plate that subsamples has other rows in every
-    draw, so its sites are left out, with a warning. The draws form one chain: the draws of one
-    guide are independent, and :math:`\hat R` over them says nothing.
+    draw, so its sites are left out, with a warning, and ``sample_stats`` with them.
 
     :param model: a Pyro program.
-    :param guide: its guide. Without one, only the prior groups and ``observed_data`` exist.
+    :param guide: its guide, or a list of guides, one for each chain. Without a guide and without
+        ``posterior``, only the prior groups and ``observed_data`` exist.
     :param args: arguments of ``model`` and ``guide``.
-    :param num_samples: draws in each group.
+    :param num_samples: draws in each chain.
     :param seed: seed of the draws. If given, the global random states are left untouched; if not,
         the draws consume them.
     :param parallel: run the program once for all draws, as :class:`~pyro.infer.Predictive` does;
-        the program must then broadcast under one more plate.
+        the program must then broadcast under one more plate. The draws of a
+        :class:`~pyro_sig.distributions.SemiImplicit` then meet the same fresh psi,
+        which makes their weights dependent.
+    :param posterior: draws of the latents in place of a guide's, such as
+        ``mcmc.get_samples()``: of shape ``[draws, *]`` with the site's own shape, or
+        ``[chains, draws, *]``. There is no ``log_q`` then, and ``num_samples`` counts the draws
+        from the prior.
+    :param log_likelihood: whether to export that group; by default where it exists.
+    :param sample_stats: whether to export that group where it exists.
     :param coords: coordinate values of dimensions, by dimension name.
     :param dims: names of dimensions by site: all of them, or those that no plate names.
     :param attrs: further attributes for every group, beside the versions and the seed.
     :param kwargs: keyword arguments of ``model`` and ``guide``.
     :return: an ``arviz.InferenceData``, or from ArviZ 1.0 an ``xarray.DataTree``.
     :raises ValueError: if ``num_samples`` is less than 1, if ``model`` or ``guide`` is not
-        callable, if they differ in the shape of a site, if ``dims`` names too few or too many
-        dimensions, or if nothing is left to export.
+        callable, if they differ in the shape of a site, if the law of an observed site has another
+        shape than its data, if rows lack a plate where ``parallel`` is true, if two of several
+        guides are the same, if ``posterior`` holds unequal numbers of draws or names that ``model``
+        lacks, if ``log_likelihood=True`` and there is none, if a log-density is infinite or NaN at
+        a draw of the posterior, if ``dims`` names too few or too many dimensions, or if nothing is
+        left to export.
 
     Source: the InferenceData schema, https://python.arviz.org/en/stable/schema/schema.html.
 
@@ -100,78 +145,106 @@ def to_inference_data(
         >>> idata = to_inference_data(model, guide, torch.zeros(3), num_samples=10, seed=0)
         >>> dict(idata["posterior_predictive"]["x"].sizes)
         {'chain': 1, 'draw': 10, 'row': 3}
+        >>> sorted(idata["sample_stats"])
+        ['log_q', 'log_weight', 'lp']
     """
-    if isinstance(num_samples, bool) or not (isinstance(num_samples, int) and num_samples >= 1):
-        raise ValueError(
-            f"`num_samples` must be an integer of at least 1, but was {num_samples!r}."
-        )
-    if not callable(model):
-        raise ValueError(f"`model` must be callable, but was {type(model).__name__}.")
-    if guide is not None and not callable(guide):
-        raise ValueError(
-            f"`guide` must be callable or None, but was {type(guide).__name__}: "
-            "the program's own arguments come after the guide."
-        )
-
+    guides = _check_arguments(model, guide, num_samples, posterior, log_likelihood)
+    call = Call(args, kwargs)
+    groups: dict[str, dict[str, np.ndarray]] = {}
     with _random_state(seed), torch.no_grad(), poutine.block():
-        sites = _describe_sites(model, guide, args, kwargs)
+        given = [] if posterior is None else _split_chains(model, call, posterior)
+        with _parameters_of(guides, 0):
+            sites = describe_sites(
+                model,
+                guides[0] if guides else None,
+                call,
+                {name: value[0] for name, value in given[0].items()} if given else {},
+                score=sample_stats or log_likelihood is not False,
+            )
+        if parallel and sites.unplated:
+            name, size = next(iter(sites.unplated.items()))
+            raise ValueError(
+                f"`parallel` must be False here, but was True: no plate says that the {size} rows "
+                f"of the site {name!r} are independent."
+            )
+        if len(guides) > 1:
+            check_guides_differ(guides, call)
+        inferred = [name for name in sites.latent if name in sites.guided]
+        left = [name for name in sites.latent if name not in sites.guided]
+        pointwise = _pointwise_sites(sites, log_likelihood)
+        with_lp, with_log_q = _joint_densities(sites, bool(guides), sample_stats)
 
-        def draw(program: Callable[..., Any], names: list[str], given: Draws) -> dict[str, Tensor]:
-            if not names:
-                return {}
-            blocks = []
-            rows = num_samples if parallel else _SEQUENTIAL_BLOCK
-            for start in range(0, num_samples, rows):
-                stop = min(start + rows, num_samples)
-                predictive = Predictive(
-                    program,
-                    posterior_samples={name: value[start:stop] for name, value in given.items()},
-                    num_samples=stop - start,
-                    return_sites=names,
-                    parallel=parallel,
+        chains, log_q = [], []
+        for index in range(max(len(guides), len(given))):
+            if guides:
+                runner = Runner(sites, call, num_samples, parallel)
+                with _parameters_of(guides, index):
+                    draws, log_prob = runner.guide(guides[index], inferred, with_log_q)
+                given.append(draws)
+                log_q.append({"log_q": log_prob})
+            else:
+                num_draws = len(next(iter(given[index].values())))
+                runner = Runner(sites, call, num_draws, parallel)
+            chains.append(
+                runner.model(
+                    model,
+                    given[index],
+                    predict=sites.observed or left,
+                    score=with_lp,
+                    pointwise=pointwise,
+                    source="guide" if guides else "posterior",
                 )
-                blocks.append(predictive(*args, **kwargs))
-            return {name: torch.cat([block[name] for block in blocks]) for name in names}
-
-        released = _Release()(model)
-        groups: dict[str, dict[str, Tensor]] = {}
-        in_guide: dict[str, Tensor] = {}
-        if guide is not None:
-            names = [name for name in sites.latent if name in sites.guided]
-            in_guide = draw(guide, names, {})
-            predicted = sites.observed or [n for n in sites.latent if n not in in_guide]
-            wanted = (sites.deterministic if in_guide else []) + predicted
-            drawn = draw(released, wanted, in_guide)
-            groups["posterior"] = dict(in_guide)
-            if in_guide:
-                groups["posterior"] |= {name: drawn[name] for name in sites.deterministic}
-            groups["posterior_predictive"] = {name: drawn[name] for name in predicted}
-        if guide is None or in_guide:
+            )
+        if chains:
+            groups["posterior"] = stack_chains(
+                [draws | chain.deterministic for draws, chain in zip(given, chains, strict=True)]
+            )
+            groups["posterior_predictive"] = stack_chains([chain.predicted for chain in chains])
+            groups["log_likelihood"] = stack_chains([chain.log_likelihood for chain in chains])
+        if with_lp:
+            stats = stack_chains([{"lp": chain.log_joint} for chain in chains])
+            if with_log_q:
+                stats |= stack_chains(log_q)
+                stats["log_weight"] = stats["lp"] - stats["log_q"]
+            groups["sample_stats"] = stats
+        if inferred or not chains:
             latent = sites.latent + (sites.deterministic if sites.latent else [])
-            drawn = draw(released, latent + sites.observed, {})
-            groups["prior"] = {name: drawn[name] for name in latent}
-            groups["prior_predictive"] = {name: drawn[name] for name in sites.observed}
-        groups["observed_data"] = {name: sites.values[name] for name in sites.observed}
+            runner = Runner(sites, call, num_samples, parallel)
+            try:
+                prior = stack_chains([runner.release(model, {}, latent + sites.observed)])
+            except NotImplementedError:  # an improper prior
+                prior = {}
+            groups["prior"] = {name: prior[name] for name in latent if name in prior}
+            groups["prior_predictive"] = {n: prior[n] for n in sites.observed if n in prior}
+        groups["observed_data"] = {name: to_numpy(sites.values[name]) for name in sites.observed}
 
-    arrays: dict[str, dict[str, np.ndarray]] = {}
     for group, values in groups.items():
-        arrays[group] = {
-            name: sites.shaped(name, _to_numpy(value), has_draws=group != "observed_data")
-            for name, value in values.items()
-            if name not in sites.subsampled
-        }
+        if group not in _BY_POSTERIOR_DRAW:
+            groups[group] = {
+                name: sites.shaped(name, array, num_lead=0 if group == "observed_data" else 2)
+                for name, array in values.items()
+                if name not in sites.subsampled
+            }
     if sites.subsampled:
         left_out = ", ".join(f"{name} (plate {plate})" for name, plate in sites.subsampled.items())
         warnings.warn(
             f"These sites are inside a plate that subsamples, and are left out: {left_out}. "
-            "Run the program on whole plates to export them.",
+            "Run the program on whole plates to export them, and the log-densities of the draws.",
             stacklevel=2,
         )
-    return _export(
-        arrays,
-        coords=coords,
+    used = {
+        name: np.any([to_numpy(chain.unmasked[name]) for chain in chains], axis=0)
+        for name in pointwise
+    }
+    groups["log_likelihood"], pointwise_dims, indices = label_pointwise(
+        sites, groups.get("log_likelihood", {}), used
+    )
+    return export(
+        groups,
+        coords={**(coords or {}), **indices},
         dims=sites.merge_dims(dims or {}),
         attrs={**({} if seed is None else {"seed": seed}), **(attrs or {})},
+        pointwise=pointwise_dims,
     )
 
 
@@ -181,24 +254,34 @@ def draws_to_inference_data(
     prior: Draws | None = None,
     posterior_predictive: Draws | None = None,
     prior_predictive: Draws | None = None,
+    log_likelihood: Draws | None = None,
+    sample_stats: Draws | None = None,
     observed_data: Draws | None = None,
+    chains: bool = False,
     coords: Mapping[str, Sequence[Any]] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     attrs: Mapping[str, Any] | None = None,
 ) -> Any:
     """Labels draws that are already at hand for ArviZ.
 
-    :param posterior: draws by name, each of shape ``[draws, ...]``; they become one chain.
+    :param posterior: draws by name, each of shape ``[draws, *]``; they become one chain.
     :param prior: draws from the prior, shaped alike.
     :param posterior_predictive: draws of the observed quantities from the fitted program.
     :param prior_predictive: draws of the observed quantities from the prior.
-    :param observed_data: the data by name, of shape ``[...]``, without draws.
+    :param log_likelihood: the log-density of every observation at every draw of ``posterior``, by
+        observed quantity.
+    :param sample_stats: what else is known of every draw of ``posterior``, such as ``lp``,
+        ``log_q`` and ``log_weight``, or the ``diverging`` of NUTS.
+    :param observed_data: the data by name, of shape ``[*]``, without draws.
+    :param chains: whether all draws but those from the prior have shape ``[chains, draws, *]``, as
+        those of ``mcmc.get_samples(group_by_chain=True)``.
     :param coords: coordinate values of dimensions, by dimension name.
     :param dims: names of the dimensions after ``draws``, by variable.
     :param attrs: further attributes for every group, beside the versions.
     :return: an ``arviz.InferenceData``, or from ArviZ 1.0 an ``xarray.DataTree``.
-    :raises ValueError: if there is nothing to export, if an entry is no array, or if the entries
-        of a group differ in their number of draws.
+    :raises ValueError: if there is nothing to export, if an entry is no array, if the entries
+        of a group differ in their number of draws or ``log_likelihood`` and ``sample_stats`` from
+        ``posterior`` in theirs, or if one of these two holds infinite values or NaN.
 
     Source: the InferenceData schema, https://python.arviz.org/en/stable/schema/schema.html.
 
@@ -211,158 +294,196 @@ def draws_to_inference_data(
     groups = {
         "posterior": posterior,
         "posterior_predictive": posterior_predictive,
+        "log_likelihood": log_likelihood,
+        "sample_stats": sample_stats,
         "prior": prior,
         "prior_predictive": prior_predictive,
         "observed_data": observed_data,
     }
     arrays: dict[str, dict[str, np.ndarray]] = {}
+    counts: dict[str, tuple[int, ...]] = {}
     for group, values in groups.items():
         if values is None:
             continue
-        if not isinstance(values, Mapping):
+        _check_tensors(group, values)
+        arrays[group] = {name: to_numpy(value) for name, value in values.items()}
+        if group == "observed_data" or not values:
+            continue
+        grouped = chains and group in _BY_CHAIN
+        num_lead = 2 if grouped else 1
+        leads = {name: array.shape[:num_lead] for name, array in arrays[group].items()}
+        counts[group] = lead = next(iter(leads.values()))
+        if len(set(leads.values())) > 1 or len(lead) < num_lead or 0 in lead:
             raise ValueError(
-                f"`{group}` must be a dict of tensors by name, but was {type(values).__name__}."
+                f"`{group}` must hold entries of shape [{'chains, ' * grouped}draws, ...] with the "
+                f"same number of draws, at least 1, but the leading shapes were {leads}."
             )
-        arrays[group] = {}
-        for name, value in values.items():
-            if not isinstance(value, (Tensor, np.ndarray)):
-                raise ValueError(
-                    f"`{group}` must hold tensors or arrays, "
-                    f"but {name!r} was {type(value).__name__}."
-                )
-            arrays[group][name] = _to_numpy(value)
-        if group != "observed_data":
-            lengths = {name: array.shape[:1] for name, array in arrays[group].items()}
-            if len(set(lengths.values())) > 1 or (0,) in lengths.values() or () in lengths.values():
-                raise ValueError(
-                    f"`{group}` must hold entries of shape [draws, ...] with the same number of "
-                    f"draws, at least 1, but the leading shapes were {lengths}."
-                )
-    return _export(arrays, coords=coords, dims=dims or {}, attrs=attrs or {})
-
-
-@dataclass
-class _Sites:
-    """What one run of the program says about its sites."""
-
-    latent: list[str]
-    deterministic: list[str]
-    observed: list[str]
-    guided: set[str]
-    values: dict[str, Tensor]
-    # By site: the plate of each dimension of the value, None for an event dimension.
-    plates: dict[str, list[str | None]]
-    # By site: dimensions of the value that are there for alignment only.
-    singletons: dict[str, tuple[int, ...]]
-    # By site: the plate that subsamples.
-    subsampled: dict[str, str]
-
-    def shaped(self, name: str, array: np.ndarray, has_draws: bool) -> np.ndarray:
-        # Predictive pads draws with singleton dimensions up to the deepest plate.
-        shape = tuple(self.values[name].shape)
-        lead = array.shape[:1] if has_draws else ()
-        if array.size != int(np.prod(lead + shape)):
+        if not grouped:
+            arrays[group] = {name: array[np.newaxis] for name, array in arrays[group].items()}
+    for group in _BY_POSTERIOR_DRAW:
+        if group not in counts:
+            continue
+        if counts[group] != counts.get("posterior", counts[group]):
             raise ValueError(
-                f"`model` must give {name!r} the same shape at every run, but that was {shape} "
-                f"and then {array.shape[len(lead) :]}."
+                f"`{group}` must hold one entry for each draw of `posterior`, whose leading shape "
+                f"is {counts['posterior']}, but its own was {counts[group]}."
             )
-        array = array.reshape(lead + shape)
-        return array.squeeze(tuple(len(lead) + axis for axis in self.singletons[name]))
-
-    def merge_dims(self, dims: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-        merged = {}
-        for name, plates in self.plates.items():
-            unnamed = sum(plate is None for plate in plates)
-            given = list(dims.get(name, [f"{name}_dim_{i}" for i in range(unnamed)]))
-            if len(given) == len(plates):
-                merged[name] = given
-            elif len(given) == unnamed:
-                rest = iter(given)
-                merged[name] = [next(rest) if plate is None else plate for plate in plates]
-            else:
+        for name, array in arrays[group].items():
+            num_bad = int((~np.isfinite(array)).sum())
+            if num_bad:
                 raise ValueError(
-                    f"`dims` must name all {len(plates)} dimensions of {name!r}, or the {unnamed} "
-                    f"that no plate names, but was {given}."
+                    f"`{group}` must be finite, but {name!r} was infinite or NaN in {num_bad} of "
+                    f"{array.size} entries."
                 )
-        return merged
+    return export(arrays, coords=coords, dims=dims or {}, attrs=attrs or {})
 
 
-def _describe_sites(
+# ------------------------------------------------------------------------------------ what is asked
+
+
+def _check_arguments(
     model: Callable[..., Any],
-    guide: Callable[..., Any] | None,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> _Sites:
-    guide_sites: dict[str, Any] = {}
-    if guide is not None:
-        guide_sites = dict(_sample_sites(poutine.trace(guide).get_trace(*args, **kwargs)))
-    given = {name: site["value"] for name, site in guide_sites.items()}
-    # Under the guide's values the program runs even where a prior cannot be drawn from.
-    trace = poutine.trace(poutine.condition(model, given)).get_trace(*args, **kwargs)
-
-    sites = _Sites([], [], [], set(), {}, {}, {}, {})
-    for name, site in _sample_sites(trace):
-        if site["infer"].get("_deterministic"):
-            sites.deterministic.append(name)
-        elif site["is_observed"] and name not in given:
-            sites.observed.append(name)
-        else:
-            sites.latent.append(name)
-            if name in given:
-                sites.guided.add(name)
-
-        value = sites.values[name] = site["value"]
-        shape = tuple(site["fn"].batch_shape + site["fn"].event_shape)
-        if name in sites.guided and tuple(value.shape) != shape:
+    guide: Callable[..., Any] | Sequence[Callable[..., Any]] | None,
+    num_samples: int,
+    posterior: Draws | None,
+    log_likelihood: bool | None,
+) -> list[Callable[..., Any]]:
+    if isinstance(num_samples, bool) or not (isinstance(num_samples, int) and num_samples >= 1):
+        raise ValueError(
+            f"`num_samples` must be an integer of at least 1, but was {num_samples!r}."
+        )
+    if not callable(model):
+        raise ValueError(f"`model` must be callable, but was {type(model).__name__}.")
+    if guide is None:
+        guides = []
+    elif isinstance(guide, (list, tuple)):
+        guides = list(guide)
+        if not guides or not all(callable(one) for one in guides):
             raise ValueError(
-                f"`guide` must give {name!r} the shape that `model` gives it, {shape}, "
-                f"but its draw had shape {tuple(value.shape)}."
+                "`guide` must hold at least one callable where it is a sequence, but held "
+                f"{[type(one).__name__ for one in guides]}."
             )
-        frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
-        for frame in frames:
-            if frame.full_size is not None and frame.full_size != frame.size:
-                sites.subsampled[name] = frame.name
-        event_dim = site["fn"].event_dim
-        if site["infer"].get("_deterministic") and event_dim == value.dim():
-            # pyro.deterministic takes all dimensions for event dimensions unless told otherwise.
-            aligned = all(-f.dim <= event_dim and value.shape[f.dim] == f.size for f in frames)
-            event_dim = 0 if aligned else event_dim
-        num_batch = value.dim() - event_dim
-        names: list[str | None] = []
-        singletons = []
-        for axis, size in enumerate(value.shape):
-            plate = next((f.name for f in frames if num_batch + f.dim == axis), None)
-            if axis < num_batch and plate is None and size == 1:
-                singletons.append(axis)
-            else:
-                names.append(f"{plate}_plate" if plate in _RESERVED_DIMS else plate)
-        sites.plates[name] = names
-        sites.singletons[name] = tuple(singletons)
-    return sites
+        if len({id(one) for one in guides}) < len(guides):
+            raise ValueError(
+                "`guide` must hold independently trained guides, but held one of them twice."
+            )
+    elif callable(guide):
+        guides = [guide]
+    else:
+        raise ValueError(
+            f"`guide` must be callable or None, but was {type(guide).__name__}: "
+            "the program's own arguments come after the guide."
+        )
+    if posterior is not None:
+        if guides:
+            raise ValueError("`posterior` must be None where a `guide` is given, but was not.")
+        _check_tensors("posterior", posterior)
+        if not posterior:
+            raise ValueError("`posterior` must hold draws of the latents, but was empty.")
+    if log_likelihood not in (None, True, False):
+        raise ValueError(
+            f"`log_likelihood` must be True, False or None, but was {log_likelihood!r}."
+        )
+    return guides
 
 
-class _Release(UnconditionMessenger):
-    """Draws the observed sites anew.
+def _check_tensors(argument: str, values: Draws) -> None:
+    if not isinstance(values, Mapping):
+        raise ValueError(
+            f"`{argument}` must be a dict of tensors by name, but was {type(values).__name__}."
+        )
+    for name, value in values.items():
+        if not isinstance(value, (Tensor, np.ndarray)):
+            raise ValueError(
+                f"`{argument}` must hold tensors or arrays, "
+                f"but {name!r} was {type(value).__name__}."
+            )
 
-    A deterministic site is one with its value observed; drawn anew inside of a plate, that value
-    would be expanded to one copy for each row.
-    """
 
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["infer"].get("_deterministic"):
-            super()._pyro_sample(msg)
+def _split_chains(
+    model: Callable[..., Any], call: Call, posterior: Draws
+) -> list[dict[str, Tensor]]:
+    """Reads draws of shape ``[draws, *]`` or ``[chains, draws, *]``, chain by chain."""
+    tensors = {name: torch.as_tensor(value) for name, value in posterior.items()}
+    for name, value in tensors.items():
+        num_bad = int((~value.isfinite()).sum())
+        if num_bad:
+            raise ValueError(
+                f"`posterior` must be finite, but {name!r} was infinite or NaN in {num_bad} of "
+                f"{value.numel()} entries."
+            )
+    first = FirstDraw(tensors)
+    trace: Any = call.trace(first(model))
+    unknown = [n for n in tensors if n not in first.leads and n not in trace.nodes]
+    observed = [n for n in tensors if n not in first.leads and n not in unknown]
+    observed = [n for n in observed if not trace.nodes[n]["infer"].get("_deterministic")]
+    if unknown or observed:
+        raise ValueError(
+            "`posterior` must hold draws of the latents of `model`, but held "
+            f"{', '.join(map(repr, unknown + observed))}."
+        )
+    leads = {name: lead if len(lead) == 2 else (1, *lead) for name, lead in first.leads.items()}
+    if len(set(leads.values())) != 1:
+        raise ValueError(
+            "`posterior` must hold the same numbers of chains and draws of every latent, but these "
+            f"were {leads}."
+        )
+    chains: list[dict[str, Tensor]] = [{} for _ in range(next(iter(leads.values()))[0])]
+    for name, lead in leads.items():
+        shape = tuple(trace.nodes[name]["value"].shape)
+        for chain, value in zip(chains, tensors[name].reshape(lead + shape), strict=True):
+            chain[name] = value
+    return chains
 
 
-def _sample_sites(trace: Trace) -> Iterator[tuple[str, Any]]:
-    name: str
-    site: Any
-    for name, site in trace.nodes.items():
-        if site["type"] != "sample" or poutine.util.site_is_subsample(site):
-            continue
-        # A factor has an empty value; an auxiliary site is a guide's own.
-        if site["infer"].get("is_auxiliary") or site["value"].numel() == 0:
-            continue
-        yield name, site
+@contextmanager
+def _parameters_of(guides: list[Callable[..., Any]], index: int) -> Iterator[None]:
+    # A single guide reads the store, as everywhere in Pyro.
+    with own_parameters(guides[index]) if len(guides) > 1 else nullcontext():
+        yield
+
+
+def _pointwise_sites(sites: Sites, log_likelihood: bool | None) -> list[str]:
+    """Lists the observed sites whose log-likelihood can be exported."""
+    if log_likelihood is False:
+        return []
+    missing = None
+    left = [name for name in sites.latent if name not in sites.guided]
+    if not sites.observed:
+        missing = "`model` has no observations"
+    elif not sites.guided:
+        missing = "there are no draws of a posterior"
+    elif left:
+        missing = f"the latents {left} are not among the draws of the posterior"
+    found = [
+        name
+        for name in sites.observed
+        if name in sites.log_prob_shapes and name not in sites.subsampled and not missing
+    ]
+    if log_likelihood and len(found) < len(sites.observed):
+        for name in sites.observed:
+            if name in sites.unscored:
+                missing = missing or f"the law of the site {name!r} has no log_prob"
+            if name in sites.subsampled:
+                missing = missing or f"the site {name!r} is inside a plate that subsamples"
+    if log_likelihood and missing:
+        raise ValueError(f"`log_likelihood` must be None or False where {missing}, but was True.")
+    return found
+
+
+def _joint_densities(sites: Sites, has_guide: bool, sample_stats: bool) -> tuple[bool, bool]:
+    """Tells whether log p(x, z) and whether log q(z) of the draws can be exported."""
+    with_lp = bool(sample_stats and sites.guided and not sites.unscored and not sites.subsampled)
+    with_log_q = with_lp and has_guide and not sites.unscored_guide
+    if with_log_q and sites.bias:
+        warnings.warn(
+            f"`sample_stats` goes without log_q and log_weight: {sites.bias}.", stacklevel=3
+        )
+        with_log_q = False
+    return with_lp, with_log_q
+
+
+# ---------------------------------------------------------------------------------------- the draws
 
 
 @contextmanager
@@ -380,63 +501,3 @@ def _random_state(seed: int | None) -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
-
-
-def _to_numpy(value: Tensor | np.ndarray) -> np.ndarray:
-    if isinstance(value, np.ndarray):
-        return value
-    value = value.detach().cpu()
-    if value.dtype in (torch.bfloat16, torch.float16):  # numpy lacks the first, NetCDF the second
-        value = value.float()
-    return value.numpy()
-
-
-def _export(
-    arrays: dict[str, dict[str, np.ndarray]],
-    *,
-    coords: Mapping[str, Sequence[Any]] | None,
-    dims: Mapping[str, Sequence[str]],
-    attrs: Mapping[str, Any],
-) -> Any:
-    groups = {
-        group: {
-            name: value if group == "observed_data" else value[np.newaxis]
-            for name, value in values.items()
-        }
-        for group, values in arrays.items()
-        if values
-    }
-    if not groups:
-        raise ValueError(
-            "There is nothing to export: neither draws nor observed data outside of subsampled "
-            "plates."
-        )
-    exported = {name for values in groups.values() for name in values}
-    data = _build(
-        groups,
-        coords={name: list(values) for name, values in (coords or {}).items()},
-        dims={name: list(names) for name, names in dims.items() if name in exported},
-    )
-    versions = {
-        "inference_library": "pyro_sig",
-        "inference_library_version": __version__,
-        "pyro_version": pyro.__version__,
-        "torch_version": str(torch.__version__),
-    }
-    for group in groups:
-        data[group].attrs.update({**versions, **attrs})
-    return data
-
-
-def _build(
-    groups: dict[str, dict[str, np.ndarray]],
-    coords: dict[str, list[Any]],
-    dims: dict[str, list[str]],
-) -> Any:
-    import arviz  # takes seconds to import
-
-    labels: dict[str, Any] = {"coords": coords, "dims": dims}
-    # Both lines of ArviZ have `from_dict`, and differ in how it takes the groups.
-    if int(arviz.__version__.split(".")[0]) >= 1:
-        return arviz.from_dict(groups, **labels)
-    return arviz.from_dict(**{**groups, **labels})

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_sig.diagnostics.two_sample import _check_samples
+from pyro_sig.diagnostics._samples import check_count, check_samples
+from pyro_sig.diagnostics.permutation import TwoSampleTest, rank, relabellings
 
-__all__ = ["sliced_wasserstein"]
+__all__ = ["sliced_wasserstein", "sliced_wasserstein_test"]
 
 # Elements of one block of projected samples.
 _CHUNK_ELEMENTS = 2**22
@@ -49,29 +50,105 @@ def sliced_wasserstein(
         >>> sliced_wasserstein(x, torch.ones(1, 1)).square()  # (1 + 0 + 1) / 3
         tensor(0.6667)
     """
-    x, y = _check_samples(x, y)
-    if isinstance(num_projections, bool) or not (
-        isinstance(num_projections, int) and num_projections >= 1
-    ):
-        raise ValueError(
-            f"`num_projections` must be an integer of at least 1, but was {num_projections!r}."
-        )
-    n, m = len(x), len(y)
-    # Both quantile functions are constant between the multiples of 1/n and 1/m: in units of
-    # 1/(n m) these levels are integers.
-    levels = torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]).unique()
-    widths = (levels.diff(prepend=levels.new_zeros(1)).double() / (n * m)).to(x)
-    of_x, of_y = ((levels - 1) // m).to(x.device), ((levels - 1) // n).to(x.device)
-
-    generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(num_projections, x.shape[1], generator=generator, dtype=torch.float64)
-    directions = (directions / torch.linalg.vector_norm(directions, dim=-1, keepdim=True)).to(x)
+    x, y = check_samples(x, y)
+    directions = _directions(num_projections, x.shape[1], seed).to(x)
+    levels = _Levels(x, y)
     # Large common offsets would cost digits in the projections.
     centre = x.mean(0)
     x, y = x - centre, y - centre
     squares = [
-        ((chunk @ x.mT).sort().values[:, of_x] - (chunk @ y.mT).sort().values[:, of_y]).square()
-        @ widths
-        for chunk in directions.split(max(1, _CHUNK_ELEMENTS // (n + m)))
+        levels.squares((chunk @ x.mT).sort().values, (chunk @ y.mT).sort().values)
+        for chunk in directions.split(max(1, _CHUNK_ELEMENTS // (len(x) + len(y))))
     ]
     return torch.cat(squares).mean().sqrt()
+
+
+def sliced_wasserstein_test(
+    x: Tensor,
+    y: Tensor,
+    num_permutations: int = 999,
+    generator: torch.Generator | None = None,
+    *,
+    num_projections: int = 100,
+    seed: int = 0,
+) -> TwoSampleTest:
+    r"""Tests whether two samples have one law by permuting the sliced Wasserstein distance.
+
+    .. math::
+        p = \frac{1 + \#\{b : SW_{2,b} \ge SW_2\}}{1 + B},
+
+    where :math:`SW_{2,b}` is :func:`sliced_wasserstein` after the :math:`b`-th random relabelling
+    of the pooled sample, in the same directions. If the laws are equal and the rows independent,
+    :math:`P(p \le \alpha) \le \alpha` at any sample size. The pooled sample is sorted once in each
+    direction; the time grows with :math:`B (n + m)` times the number of directions, the memory
+    with :math:`B (n + m)` bytes.
+
+    :param x: shape ``[n, D]`` or ``[n]``.
+    :param y: shape ``[m, D]`` or ``[m]``, with the same :math:`D`.
+    :param num_permutations: the number :math:`B` of relabellings; the least p is
+        :math:`1 / (1 + B)`.
+    :param generator: source of the relabellings; torch's global one by default.
+    :param num_projections: number of directions; in one dimension there is only one.
+    :param seed: of the directions.
+    :return: the statistic (the distance) and its p-value.
+    :raises ValueError: if a shape does not fit, a sample is not finite, or ``num_permutations``
+        or ``num_projections`` is less than 1.
+
+    Source: as :func:`sliced_wasserstein`; the permutation test as :func:`energy_test`.
+
+    Example::
+
+        >>> x, y = torch.arange(20.0), torch.arange(100.0, 120.0)  # nothing in common
+        >>> sliced_wasserstein_test(x, y, num_permutations=99)
+        TwoSampleTest(statistic=100.0, p_value=0.01)
+    """
+    x, y = check_samples(x, y)
+    with torch.no_grad():
+        # Double, as the order of near statistics decides p.
+        pooled = torch.cat([x, y]).double()
+        pooled = pooled - pooled.mean(0)
+        directions = _directions(num_projections, x.shape[1], seed).to(pooled)
+        if x.shape[1] == 1:
+            directions = torch.ones_like(directions[:1])
+        labels = relabellings(len(x), len(y), num_permutations, generator, pooled.device)
+        levels = _Levels(x, y)
+        squares = torch.zeros(len(labels), dtype=torch.double, device=pooled.device)
+        rows = max(1, _CHUNK_ELEMENTS // len(pooled))
+        for direction in directions:
+            projected, order = (pooled @ direction).sort()
+            for some, total in zip(labels.split(rows), squares.split(rows), strict=True):
+                # The parts of a sorted sample are sorted.
+                of_x = some[:, order]
+                values = projected.expand(len(some), -1)
+                total += levels.squares(
+                    values[of_x].view(-1, len(x)), values[~of_x].view(-1, len(y))
+                )
+        squares /= len(directions)
+        scale = float(pooled.square().sum(-1).max())
+        statistic, p_value = rank(squares, 64 * torch.finfo(torch.double).eps * scale)
+        return TwoSampleTest(max(statistic, 0.0) ** 0.5, p_value)
+
+
+class _Levels:
+    """Where two empirical quantile functions may jump.
+
+    Both are constant between the multiples of 1/n and 1/m: in units of 1/(n m) these levels are
+    integers.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        n, m = len(x), len(y)
+        levels = torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]).unique()
+        self.widths = levels.diff(prepend=levels.new_zeros(1)).double().to(x.device) / (n * m)
+        self.of_x, self.of_y = ((levels - 1) // m).to(x.device), ((levels - 1) // n).to(x.device)
+
+    def squares(self, x: Tensor, y: Tensor) -> Tensor:
+        """Squared Wasserstein-2 distances of sorted samples, shapes ``[..., n]``, ``[..., m]``."""
+        return (x[..., self.of_x] - y[..., self.of_y]).square() @ self.widths.to(x)
+
+
+def _directions(num_projections: int, dim: int, seed: int) -> Tensor:
+    check_count("num_projections", num_projections)
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(num_projections, dim, generator=generator, dtype=torch.double)
+    return directions / torch.linalg.vector_norm(directions, dim=-1, keepdim=True)

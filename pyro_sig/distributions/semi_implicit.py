@@ -218,14 +218,34 @@ class SemiImplicit(TorchDistribution):
         :return: a distribution that also knows the values drawn from this one.
         """
         new = self._get_checked_instance(SemiImplicit, _instance)
+        batch_shape = torch.Size(batch_shape)
+        broadcast_shape(self.batch_shape, batch_shape)
+        return self._copy_to(new, batch_shape)
+
+    def _copy_to(self, new: SemiImplicit, batch_shape: torch.Size) -> SemiImplicit:
         for name, x in vars(self).items():
             if name not in ("_batch_shape", "_event_shape", "_lineage"):
                 setattr(new, name, x)
         new._lineage = self._lineage.child()
-        batch_shape = torch.Size(batch_shape)
-        broadcast_shape(self.batch_shape, batch_shape)
         super(SemiImplicit, new).__init__(batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
+        return new
+
+    def with_draws(self, num_mixing: int, share_draws: bool | None = None) -> SemiImplicit:
+        """Returns the same law, scored by another number of fresh psi.
+
+        :param int num_mixing: number K of psi.
+        :param bool share_draws: whether all rows meet the same, by default as here.
+        :return: a distribution with draws of its own that also knows the values drawn from this
+            one; a mixture over particles, which is exact, stays as it is.
+        :raises ValueError: for ``num_mixing < 1``.
+        """
+        check_positive("num_mixing", num_mixing)
+        new = self._copy_to(SemiImplicit.__new__(SemiImplicit), self.batch_shape)
+        if not isinstance(self.mixing, ParticleMixing):
+            new.num_mixing, new._draws = num_mixing, _Draws()
+            if self.proposal is None and share_draws is not None:
+                new.share_draws = share_draws
         return new
 
     # ------------------------------------------------------------------------------------- sampling

@@ -15,9 +15,10 @@ from scipy import stats
 
 import pyro_sig
 from pyro_sig.diagnostics import draws_to_inference_data, to_inference_data
-from pyro_sig.diagnostics.inference_data import _build
+from pyro_sig.diagnostics._arviz_labels import _build
 
 arviz = pytest.importorskip("arviz")
+xarray = pytest.importorskip("xarray")
 
 DATA = torch.linspace(-1.0, 1.0, 12).reshape(4, 3)
 
@@ -67,6 +68,8 @@ def test_groups_and_dims():
     assert groups_of(idata) == {
         "posterior",
         "posterior_predictive",
+        "log_likelihood",
+        "sample_stats",
         "prior",
         "prior_predictive",
         "observed_data",
@@ -90,6 +93,11 @@ def test_groups_and_dims():
         "count": {"group": 2, "row": 4},
     }
     assert np.array_equal(idata["observed_data"]["x"], DATA)
+    assert sizes(idata, "log_likelihood") == {
+        "x": {**lead, "row": 4},
+        "count": {**lead, "group": 2, "row": 4},
+    }
+    assert sizes(idata, "sample_stats") == dict.fromkeys(["lp", "log_q", "log_weight"], lead)
 
 
 def test_the_draws_belong_together():
@@ -197,6 +205,7 @@ def test_names_of_dims_and_coords():
     )
     assert sizes(idata, "posterior")["z"] == {"chain": 1, "draw": 3, "row": 4, "axis": 3}
     assert sizes(idata, "observed_data")["x"] == {"case": 4, "pixel": 3}
+    assert sizes(idata, "log_likelihood")["x"] == {"chain": 1, "draw": 3, "case": 4}
     assert idata["posterior"]["axis"].values.tolist() == ["a", "b", "c"]
     assert idata["posterior"]["row"].values.tolist() == [10, 11, 12, 13]
 
@@ -317,6 +326,32 @@ def test_plain_draws(dtype):
     assert (idata["posterior"]["z"].values == 1).all()
 
 
+def test_plain_draws_in_chains():
+    posterior = {"z": torch.randn(2, 10), "w": np.zeros((2, 10, 3))}
+    idata = draws_to_inference_data(
+        posterior,
+        posterior_predictive={"x": torch.zeros(2, 10, 4)},
+        log_likelihood={"x": 0.1 * torch.randn(2, 10, 4)},
+        sample_stats={"lp": torch.zeros(2, 10), "diverging": torch.zeros(2, 10).bool()},
+        prior={"z": torch.zeros(5)},
+        observed_data={"x": torch.zeros(4)},
+        chains=True,
+        dims={"x": ["row"]},
+    )
+    lead = {"chain": 2, "draw": 10}
+    assert sizes(idata, "posterior") == {"z": lead, "w": {**lead, "w_dim_0": 3}}
+    assert sizes(idata, "log_likelihood") == {"x": {**lead, "row": 4}}
+    assert sizes(idata, "sample_stats") == {"lp": lead, "diverging": lead}
+    assert sizes(idata, "prior") == {"z": {"chain": 1, "draw": 5}}
+    assert np.array_equal(idata["posterior"]["z"], posterior["z"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # twenty draws are few
+        assert arviz.loo(idata).n_samples == 20
+    # The same draws in one chain.
+    flat = draws_to_inference_data({"z": posterior["z"].flatten()}, sample_stats={})
+    assert sizes(flat, "posterior") == {"z": {"chain": 1, "draw": 20}}
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
@@ -327,6 +362,22 @@ def test_plain_draws(dtype):
         (
             {"posterior": {"z": torch.zeros(3), "y": torch.zeros(4)}},
             r"`posterior`.*same number of draws.*\(3,\).*\(4,\)",
+        ),
+        (
+            {"posterior": {"z": torch.zeros(3)}, "chains": True},
+            r"`posterior`.*\[chains, draws, \.\.\.\].*\(3,\)",
+        ),
+        (
+            {"posterior": {"z": torch.zeros(3, 1), "y": torch.zeros(3, 2)}, "chains": True},
+            r"`posterior`.*\[chains, draws, \.\.\.\].*\(3, 1\).*\(3, 2\)",
+        ),
+        (
+            {"posterior": {"z": torch.zeros(3)}, "log_likelihood": {"x": torch.zeros(4, 2)}},
+            r"`log_likelihood` must hold one entry for each draw.*\(3,\), but its own was \(4,\)",
+        ),
+        (
+            {"sample_stats": {"log_weight": torch.tensor([0.0, -torch.inf, torch.nan])}},
+            r"`sample_stats` must be finite, but 'log_weight' was infinite or NaN in 2 of 3",
         ),
     ],
 )
@@ -342,6 +393,8 @@ def test_bad_arguments():
         to_inference_data(3)
     with pytest.raises(ValueError, match=r"`guide` must be callable or None, but was Tensor"):
         to_inference_data(model, DATA)
+    with pytest.raises(ValueError, match=r"`guide` must hold at least one callable.*\[\]"):
+        to_inference_data(model, [])
     with pytest.raises(ValueError, match=r"`dims` must name all 2 dimensions of 'z', or the 1"):
         to_inference_data(model, guide, DATA, num_samples=2, dims={"z": ["a", "b", "c"]})
 
@@ -370,6 +423,33 @@ def test_both_lines_of_arviz_get_their_groups(version, monkeypatch):
         assert calls == [((), {**groups, **labels})]
     else:
         assert calls == [((groups,), labels)]
+
+
+@pytest.mark.parametrize("version", ["0.23.4", "1.2.0"])
+def test_dims_of_a_masked_log_likelihood_in_both_lines(version, monkeypatch):
+    """The group is built by a call of its own, because its variable has other dimensions."""
+    groups = {"posterior": {"x": np.zeros((1, 2, 4))}, "log_likelihood": {"x": np.ones((1, 2, 3))}}
+    if version.startswith("1"):
+
+        def from_dict(groups, coords, dims):
+            def variable(name, x):
+                return (("chain", "draw", *dims[name]), x)
+
+            return xarray.DataTree.from_dict(
+                {
+                    group: xarray.Dataset({name: variable(name, x) for name, x in values.items()})
+                    for group, values in groups.items()
+                }
+            )
+
+        fake = types.ModuleType("arviz")
+        fake.__version__, fake.from_dict = version, from_dict
+        monkeypatch.setitem(sys.modules, "arviz", fake)
+    data = _build(groups, {"left": [0, 2, 3]}, {"x": ["row"]}, pointwise={"x": ["left"]})
+    assert groups_of(data) == set(groups)
+    assert data["posterior"]["x"].dims == ("chain", "draw", "row")
+    assert data["log_likelihood"]["x"].dims == ("chain", "draw", "left")
+    assert (data["log_likelihood"]["x"].values == 1).all()
 
 
 def test_arviz_is_imported_in_the_function_only():

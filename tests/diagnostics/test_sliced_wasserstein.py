@@ -1,11 +1,13 @@
 import importlib
 import math
 
+import ot
 import pytest
 import torch
 from scipy import stats
 
-from pyro_sig.diagnostics import sliced_wasserstein
+from pyro_sig.diagnostics import sliced_wasserstein, sliced_wasserstein_test
+from pyro_sig.diagnostics.sliced_wasserstein import _directions
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -16,6 +18,14 @@ def direct(x, y):
     """The distance on the line, by copying points until the sizes are equal."""
     x, y = x.repeat_interleave(len(y)).sort().values, y.repeat_interleave(len(x)).sort().values
     return float((x - y).square().mean().sqrt())
+
+
+@pytest.mark.parametrize(("n", "m", "dim"), [(20, 20, 2), (30, 17, 5), (8, 100, 3)])
+def test_it_agrees_with_pot_in_the_same_directions(n, m, dim):
+    x, y = normal(n, dim), 0.5 + 2 * normal(m, dim, seed=1)
+    directions = _directions(50, dim, seed=3).mT.numpy()
+    expected = ot.sliced_wasserstein_distance(x.numpy(), y.numpy(), projections=directions, p=2)
+    assert float(sliced_wasserstein(x, y, 50, seed=3)) == pytest.approx(float(expected))
 
 
 @pytest.mark.parametrize("dim", [2, 5, 30])
@@ -105,6 +115,36 @@ def test_seed_and_dtype():
     single = sliced_wasserstein(x.float(), y.float())
     assert single.dtype == torch.float32
     assert float(single) == pytest.approx(float(distance), rel=1e-5)
+
+
+@pytest.mark.parametrize(("n", "m", "dim"), [(20, 20, 2), (30, 17, 5), (8, 100, 1)])
+def test_the_tested_statistic_is_the_distance(n, m, dim):
+    x, y = normal(n, dim), 0.5 + 2 * normal(m, dim, seed=1)
+    result = sliced_wasserstein_test(x, y, 9, num_projections=30, seed=3)
+    expected = float(sliced_wasserstein(x, y, 30, seed=3))
+    assert result.statistic == pytest.approx(expected)
+
+
+def test_relabelled_statistics_are_distances():
+    # Of two against one there are three labellings: p counts those at least as far.
+    x, y = torch.tensor([0.0, 1.0]), torch.tensor([1.5])
+    distances = [
+        float(sliced_wasserstein(torch.tensor(a), torch.tensor(b), 1))
+        for a, b in (([0.0, 1.0], [1.5]), ([0.0, 1.5], [1.0]), ([1.0, 1.5], [0.0]))
+    ]
+    share = sum(d >= distances[0] - 1e-6 for d in distances) / 3
+    count = 3000
+    result = sliced_wasserstein_test(x, y, count, torch.Generator().manual_seed(0))
+    # Fails for one seed in 10^6.
+    low, high = stats.binom(count, share).ppf([5e-7, 1 - 5e-7])
+    assert low + 1 <= result.p_value * (count + 1) <= high + 1
+
+
+def test_bad_options_of_the_test():
+    with pytest.raises(ValueError, match="`num_projections` must be an integer .* was 0"):
+        sliced_wasserstein_test(torch.ones(2), torch.ones(2), num_projections=0)
+    with pytest.raises(ValueError, match="`y` must have as many columns as `x`, 1, but had 2"):
+        sliced_wasserstein_test(torch.ones(2), torch.ones(2, 2))
 
 
 @pytest.mark.cuda
