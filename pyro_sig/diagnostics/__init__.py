@@ -5,15 +5,18 @@ Everything here takes samples, programs and distributions; nothing here trains.
 
 from pyro_sig.diagnostics.c2st import c2st
 from pyro_sig.diagnostics.energy import energy_distance, energy_test
+from pyro_sig.diagnostics.evidence_bounds import EvidenceBounds, evidence_bounds
 from pyro_sig.diagnostics.feature_distances import (
     KernelDistance,
     frechet_distance,
     kernel_distance,
 )
+from pyro_sig.diagnostics.guide_density import guide_log_prob
 from pyro_sig.diagnostics.guide_draws import draws_from
 from pyro_sig.diagnostics.importance import log_importance_weights
 from pyro_sig.diagnostics.inception_score import InceptionScore, inception_score
 from pyro_sig.diagnostics.inference_data import draws_to_inference_data, to_inference_data
+from pyro_sig.diagnostics.k_hat import KHat, effective_share, k_hat
 from pyro_sig.diagnostics.mmd import mmd, mmd_test
 from pyro_sig.diagnostics.mode_coverage import ModeCoverage, mode_coverage
 from pyro_sig.diagnostics.pareto import pareto_k_hat
@@ -35,7 +38,9 @@ from pyro_sig.diagnostics.uniformity import (
 
 __all__ = [
     "EcdfBands",
+    "EvidenceBounds",
     "InceptionScore",
+    "KHat",
     "KernelDistance",
     "ModeCoverage",
     "PrecisionRecall",
@@ -48,10 +53,14 @@ __all__ = [
     "draws_from",
     "draws_to_inference_data",
     "ecdf_bands",
+    "effective_share",
     "energy_distance",
     "energy_test",
+    "evidence_bounds",
     "frechet_distance",
+    "guide_log_prob",
     "inception_score",
+    "k_hat",
     "kernel_distance",
     "kernel_stein_discrepancy",
     "kernel_stein_test",

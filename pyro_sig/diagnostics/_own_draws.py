@@ -1,4 +1,4 @@
-"""Joint weights of several rows need fresh psi of their own: sites that share them, and a remedy."""
+"""Joint weights of several rows need psi of their own: sites that share them, and a remedy."""
 
 from __future__ import annotations
 

@@ -8,9 +8,14 @@ import torch
 from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
-__all__ = ["pareto_k_hat"]
+__all__ = ["k_hat_verdict", "pareto_k_hat"]
 
 _LEAST_TAIL = 10
+_GOOD, _USABLE = 0.5, 0.7
+# Where all weights are near one, the shape of their largest says nothing.
+_EXACT_SHARE = 0.95
+# Where so few draws have all the weight, others with more have not been drawn yet.
+_LEAST_SHARE = 0.02
 
 
 def pareto_k_hat(log_weights: Tensor) -> float:
@@ -56,3 +61,24 @@ def pareto_k_hat(log_weights: Tensor) -> float:
         # Constant weights have no tail; a few that dwarf all others have nothing but a tail.
         return -math.inf if float(ordered[-1] - ordered[0]) < 1e-10 else math.inf
     return float(fit_generalized_pareto(excess)[0])
+
+
+def k_hat_verdict(k_hat: float, effective_share: float) -> str:
+    """Says what a tail index allows.
+
+    :param float k_hat: as :func:`pareto_k_hat` finds it.
+    :param float effective_share: effective sample size as a share of the draws. At 0.95 and above
+        the guide is nearly exact, and below 0.02 it is not, whatever the shape of its largest
+        weights: a tail that is never drawn cannot be fitted.
+    :return: a few words.
+
+    Example::
+
+        >>> k_hat_verdict(0.6, 0.3)
+        'usable with importance weights'
+    """
+    if effective_share >= _EXACT_SHARE or (k_hat < _GOOD and effective_share >= _LEAST_SHARE):
+        return "good"
+    if k_hat < _USABLE and effective_share >= _LEAST_SHARE:
+        return "usable with importance weights"
+    return "do not trust expectations, weighted or not"

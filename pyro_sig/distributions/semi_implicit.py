@@ -594,8 +594,8 @@ class SemiImplicit(TorchDistribution):
 
     def _weigh_fresh(self, value: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Psi from the mixing, ``[size, *rows or 1, *event]``, and its score at every row."""
-        finite = isinstance(self.mixing, ParticleMixing)
-        psi = self.mixing.particles if finite else self.mixing.sample((size,))
+        mixing = self.mixing
+        psi = mixing.particles if isinstance(mixing, ParticleMixing) else mixing.sample((size,))
         rows = self._rows(value)
         return score_psi(self.conditional, psi, len(self.mixing.event_shape), value, rows)
 

@@ -222,4 +222,4 @@ def _inner_dims(runs: _Runs, trace: Trace) -> list[int]:
     """Plates of the data inside of those of the implicit site."""
     own = {f.name for f in trace.nodes[runs.psi_name]["cond_indep_stack"]}
     frames = trace.nodes[runs.emission_name]["cond_indep_stack"]
-    return [f.dim for f in frames if f.vectorized and f.name not in own]
+    return [f.dim for f in frames if f.dim is not None and f.name not in own]

@@ -15,7 +15,8 @@ from pyro.infer import ELBO, SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoContinuous
 from torch import Tensor
 
-from pyro_sig.diagnostics import log_importance_weights, pareto_k_hat
+from pyro_sig.diagnostics import effective_share, log_importance_weights, pareto_k_hat
+from pyro_sig.diagnostics.pareto import k_hat_verdict
 from pyro_sig.distributions.components import check_positive
 from pyro_sig.infer._mapped_elbo import MappedELBO
 from pyro_sig.infer._potential import unconstrained_log_density
@@ -39,7 +40,6 @@ _AVERAGED = 0.5  # share of the cooling over which iterates are averaged
 _FIRST_POWER = 0.1
 _CLIP_NORM = 10.0
 _NUM_WEIGHTS = 2000
-_EXACT_SHARE = 0.95
 _WEIGHT_MIXING = 5000
 
 
@@ -417,8 +417,7 @@ def _k_hat(
             log_weights = log_importance_weights(
                 model, guide, *args, num_samples=_NUM_WEIGHTS // 4, **kwargs
             )
-        share = (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp()
-        return pareto_k_hat(log_weights), float(share) / len(log_weights), ""
+        return pareto_k_hat(log_weights), effective_share(log_weights), ""
     except (ValueError, RuntimeError, NotImplementedError) as error:
         return math.nan, math.nan, str(error).split("\n")[0]
 
@@ -448,10 +447,6 @@ def _report(
     if math.isnan(k_hat):
         lines.append(f"k-hat: none, {reason}")
     else:
-        # Where all weights are near one, the shape of their largest says nothing.
-        if k_hat < 0.5 or share > _EXACT_SHARE:
-            verdict = "good"
-        else:
-            verdict = "usable" if k_hat < 0.7 else "do not trust the tails"
+        verdict = k_hat_verdict(k_hat, share)
         lines.append(f"k-hat: {k_hat:.2f}, effective share of draws {share:.2f} ({verdict})")
     return "; ".join(lines)
