@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pyro_sig.diagnostics._streams import own_stream
+
 __all__ = [
     "check_count",
     "check_samples",
@@ -141,7 +143,7 @@ def median_distance(x: Tensor, y: Tensor) -> float:
         pooled = torch.cat([x, y])
         if len(pooled) > _MEDIAN_ROWS:
             # The rows in an order that is a function of the set of rows, then a fixed choice.
-            generator = torch.Generator().manual_seed(0)
+            generator = own_stream("median distance", 0)
             direction = torch.randn(pooled.shape[1], generator=generator, dtype=torch.double)
             order = (pooled * direction.to(pooled.device)).sum(-1).argsort()
             chosen = torch.randperm(len(pooled), generator=generator)[:_MEDIAN_ROWS]

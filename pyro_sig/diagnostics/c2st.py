@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_sig.diagnostics._samples import check_samples
+from pyro_sig.diagnostics._streams import own_stream
 from pyro_sig.diagnostics.permutation import TwoSampleTest
 
 __all__ = ["c2st"]
@@ -77,7 +78,7 @@ def c2st(
     num_test = min(max(1, round(held_out * count)), count - 1)
     num_train = count - num_test
 
-    generator = torch.Generator().manual_seed(seed)
+    generator = own_stream("c2st", seed)
     x, y = (
         sample.detach().cpu().double()[torch.randperm(len(sample), generator=generator)[:count]]
         for sample in (x, y)

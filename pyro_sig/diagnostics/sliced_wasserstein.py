@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_sig.diagnostics._samples import check_count, check_samples
+from pyro_sig.diagnostics._streams import own_stream
 from pyro_sig.diagnostics.permutation import TwoSampleTest, rank, relabellings
 
 __all__ = ["sliced_wasserstein", "sliced_wasserstein_test"]
@@ -149,6 +150,6 @@ class _Levels:
 
 def _directions(num_projections: int, dim: int, seed: int) -> Tensor:
     check_count("num_projections", num_projections)
-    generator = torch.Generator().manual_seed(seed)
+    generator = own_stream("directions", seed)
     directions = torch.randn(num_projections, dim, generator=generator, dtype=torch.double)
     return directions / torch.linalg.vector_norm(directions, dim=-1, keepdim=True)

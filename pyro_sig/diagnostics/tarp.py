@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_sig.diagnostics._rank_plot import plot_ranks, short_p_value
+from pyro_sig.diagnostics._streams import own_stream
 from pyro_sig.diagnostics.sbc import sbc_ranks
 from pyro_sig.diagnostics.uniformity import _check_ranks, uniformity_test
 from pyro_sig.distributions.components import check_positive
@@ -19,9 +19,6 @@ __all__ = ["TARP", "tarp"]
 
 # Elements of one [chunk, S, D] block of differences.
 _CHUNK_ELEMENTS = 2**22
-
-# Sets the references' stream apart from that of a user who draws truths under the same seed.
-_STREAM = 230203026
 
 
 @dataclass(frozen=True, repr=False)
@@ -139,11 +136,8 @@ def tarp(
         True
     """
     truths, draws = _check_draws(truths, draws)
-    if isinstance(seed, bool) or not (isinstance(seed, int) and seed >= 0):
-        raise ValueError(f"`seed` must be an integer of at least 0, but was {seed!r}.")
+    generator = own_stream("tarp", seed)
     num_draws = draws.shape[1]
-    state = np.random.SeedSequence([_STREAM, seed]).generate_state(1, np.uint64)
-    generator = torch.Generator().manual_seed(int(state[0]))
     # The truth as one more draw: everything below treats it as it treats them.
     everything = torch.cat([truths.unsqueeze(1), draws], 1)
     rows = everything.flatten(0, 1)
