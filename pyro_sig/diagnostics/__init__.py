@@ -4,6 +4,7 @@ Everything here takes samples, programs and distributions; nothing here trains.
 """
 
 from pyro_sig.diagnostics.c2st import c2st
+from pyro_sig.diagnostics.draw_matrix import draw_matrix
 from pyro_sig.diagnostics.energy import energy_distance, energy_test
 from pyro_sig.diagnostics.evidence_bounds import EvidenceBounds, evidence_bounds
 from pyro_sig.diagnostics.feature_distances import (
@@ -50,6 +51,7 @@ __all__ = [
     "TwoSampleTest",
     "UniformityTest",
     "c2st",
+    "draw_matrix",
     "draws_from",
     "draws_to_inference_data",
     "ecdf_bands",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +17,10 @@ import torch
 from pyro import poutine
 from pyro.distributions import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
-from pyro.nn import PyroModule
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_sig.diagnostics._guide_parameters import own_parameters
 from pyro_sig.diagnostics._program_sites import (
     Call,
     Release,
@@ -239,29 +238,6 @@ def _join(draws: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
 
 
 # --------------------------------------------------------------------------------- several guides
-
-
-@contextmanager
-def own_parameters(guide: Callable[..., Any]) -> Iterator[None]:
-    """Lets a module read its own parameters, whatever the store holds under their names.
-
-    Pyro's modules are named after their class: the guides of two trainings share all names, and
-    a call of the first would overwrite its parameters by those of the second.
-    """
-    if not isinstance(guide, PyroModule):
-        yield
-        return
-    store, named = pyro.get_param_store(), list(guide.named_parameters())
-    prefix = f"{guide._pyro_name}." if guide._pyro_name else ""
-    own = {prefix + n.split(".")[0].removesuffix("_unconstrained") for n, _ in named}
-    inside = tuple(name + separator for name in own for separator in (".", "$$$"))
-    state: Any = store.get_state()
-    others = {
-        part: {n: x for n, x in values.items() if n not in own and not n.startswith(inside)}
-        for part, values in state.items()
-    }
-    with store.scope(others):  # type: ignore[arg-type]
-        yield
 
 
 def check_guides_differ(guides: list[Callable[..., Any]], call: Call) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -36,7 +37,8 @@ def check_count(name: str, value: object, least: int = 1) -> None:
 def check_samples(
     x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y"), least: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Returns both samples with two dimensions, one floating dtype, and the device of x."""
+    """Returns both samples as tensors of two dimensions, one floating dtype, on x's device."""
+    x, y = (torch.as_tensor(s) if isinstance(s, np.ndarray) else s for s in (x, y))
     for name, sample in zip(names, (x, y), strict=True):
         if not isinstance(sample, Tensor) or sample.dim() not in (1, 2) or 0 in sample.shape:
             was = tuple(sample.shape) if isinstance(sample, Tensor) else type(sample).__name__

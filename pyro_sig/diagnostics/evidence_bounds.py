@@ -10,8 +10,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_sig.diagnostics._guide_parameters import own_parameters, refuse_foreign_parameters
 from pyro_sig.diagnostics._own_draws import OwnDraws, semi_implicit_of
-from pyro_sig.diagnostics._program_draws import own_parameters
 from pyro_sig.diagnostics._program_sites import Call, scored_sites
 from pyro_sig.diagnostics.guide_density import guide_log_prob
 from pyro_sig.diagnostics.importance import log_importance_weights
@@ -127,6 +127,7 @@ def evidence_bounds(
     for size in sizes:
         check_positive("num_importance", size)
     check_positive("num_samples", num_samples)
+    refuse_foreign_parameters(guide)
     options: dict[str, Any] = {"num_mixing": num_mixing, "parallel": parallel}
     posterior_weights = None
     if posterior is not None:

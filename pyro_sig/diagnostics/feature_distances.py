@@ -27,6 +27,12 @@ class KernelDistance(NamedTuple):
     standard_error: float
     std: float
 
+    def __repr__(self) -> str:
+        return (
+            f"KernelDistance(mean={self.mean:.4g}, standard_error={self.standard_error:.2g}, "
+            f"std={self.std:.2g})"
+        )
+
 
 def frechet_distance(real: Tensor, fake: Tensor) -> Tensor:
     r"""Computes the Fréchet distance of two Gaussians with the moments of two samples.

@@ -11,6 +11,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_sig.diagnostics._guide_parameters import refuse_foreign_parameters
 from pyro_sig.distributions.components import check_positive
 
 __all__ = ["draws_from"]
@@ -32,8 +33,9 @@ def draws_from(
     :param int num_samples: the number S of draws.
     :param kwargs: keyword arguments of the guide.
     :return: a dict of tensors of shape ``[S, *]``, with \* the shape of the site in one run.
-    :raises ValueError: if ``num_samples`` is not a positive integer, or the guide draws no site,
-        or not the same sites of the same shapes in every run.
+    :raises ValueError: if ``num_samples`` is not a positive integer, the guide is not callable or
+        would read another guide's parameters from the param store, or it draws no site, or not
+        the same sites of the same shapes in every run.
 
     Example::
 
@@ -44,6 +46,9 @@ def draws_from(
         torch.Size([10, 3])
     """
     check_positive("num_samples", num_samples)
+    if not callable(guide):
+        raise ValueError(f"`guide` must be callable, but was {type(guide).__name__}.")
+    refuse_foreign_parameters(guide)
     runs: list[dict[str, Tensor]] = []
     with torch.no_grad(), poutine.block():
         for _ in range(num_samples):

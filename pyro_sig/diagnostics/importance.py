@@ -10,8 +10,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_sig.diagnostics._guide_parameters import own_parameters, refuse_foreign_parameters
 from pyro_sig.diagnostics._own_draws import OwnDraws
-from pyro_sig.diagnostics._program_draws import Runner, own_parameters
+from pyro_sig.diagnostics._program_draws import Runner
 from pyro_sig.diagnostics._program_sites import Call, Sites, describe_sites
 from pyro_sig.distributions.components import check_positive
 
@@ -53,7 +54,8 @@ def log_importance_weights(
         a draw out.
     :raises ValueError: if a site is a :class:`~pyro_sig.distributions.SemiImplicit` of several
         rows with ``share_draws=True`` and ``num_mixing`` is None, if a site has no density, if a
-        plate subsamples, if a log-density is NaN or plus infinity, or ``num_samples < 1``.
+        plate subsamples, if the param store holds another guide's parameters, if a log-density
+        is NaN or plus infinity, or ``num_samples < 1``.
 
     Reference: M. Yin and M. Zhou (2018), "Semi-Implicit Variational Inference", section 3.
 
@@ -71,6 +73,7 @@ def log_importance_weights(
     check_positive("num_samples", num_samples)
     if num_mixing is not None:
         check_positive("num_mixing", num_mixing)
+    refuse_foreign_parameters(guide)
     call = Call(args, kwargs)
     messenger = nullcontext() if num_mixing is None else OwnDraws(num_mixing)
     parts = []

@@ -21,11 +21,8 @@ from pyro_sig.diagnostics._arviz_labels import (
     stack_chains,
     to_numpy,
 )
-from pyro_sig.diagnostics._program_draws import (
-    Runner,
-    check_guides_differ,
-    own_parameters,
-)
+from pyro_sig.diagnostics._guide_parameters import own_parameters, refuse_foreign_parameters
+from pyro_sig.diagnostics._program_draws import Runner, check_guides_differ
 from pyro_sig.diagnostics._program_sites import Call, FirstDraw, Release, Sites, describe_sites
 
 __all__ = ["draws_to_inference_data", "to_inference_data"]
@@ -369,6 +366,7 @@ def _check_arguments(
             )
     elif callable(guide):
         guides = [guide]
+        refuse_foreign_parameters(guide)
     else:
         raise ValueError(
             f"`guide` must be callable or None, but was {type(guide).__name__}: "

@@ -36,6 +36,9 @@ class TwoSampleTest(NamedTuple):
     statistic: float
     p_value: float
 
+    def __repr__(self) -> str:
+        return f"TwoSampleTest(statistic={self.statistic:.4g}, p_value={self.p_value:.4g})"
+
 
 def relabellings(
     num_x: int,
@@ -50,6 +53,10 @@ def relabellings(
     are the largest thing that a test holds.
     """
     check_count("num_permutations", num_permutations)
+    if not (generator is None or isinstance(generator, torch.Generator)):
+        raise ValueError(
+            f"`generator` must be a torch.Generator or None, but was {type(generator).__name__}."
+        )
     num_rows = num_x + num_y
     source = device if generator is None else generator.device
     labels = torch.zeros(1 + num_permutations, num_rows, dtype=torch.bool, device=device)

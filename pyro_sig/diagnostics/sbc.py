@@ -393,9 +393,10 @@ def _check_draws(draws: Any, truths: Values, num_draws: int) -> Values:
         shape = tuple(truth.shape)
         # A plate may leave dimensions of size one that the draws lack, or the other way round.
         if values.dim() == 0 or _squeezed(values.shape[1:]) != _squeezed(shape):
+            expected = ", ".join(["L", *map(str, shape)])
             raise ValueError(
-                f"`posterior` must return draws of shape [L, *{list(shape)}] for {name!r}, "
-                f"but these were {tuple(values.shape)}."
+                f"`posterior` must return L draws of {name!r} at once, of shape [{expected}], but "
+                f"these were {tuple(values.shape)}. `draws_from` makes them from a guide."
             )
         if not bool(torch.isfinite(values).all()):
             raise ValueError(f"`posterior` must return finite draws, but {name!r} was not finite.")

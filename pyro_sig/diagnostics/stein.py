@@ -43,6 +43,9 @@ class SteinTest(NamedTuple):
     statistic: float
     p_value: float
 
+    def __repr__(self) -> str:
+        return f"SteinTest(statistic={self.statistic:.4g}, p_value={self.p_value:.4g})"
+
 
 def kernel_stein_discrepancy(
     samples: Tensor,

@@ -410,9 +410,12 @@ GOOD = {"loc": torch.zeros(9), "z": torch.zeros(9, ROWS)}
     [
         (torch.zeros(9), r"`posterior` must return a dict of draws by site, but was Tensor"),
         ({"loc": torch.zeros(9)}, r"`posterior` must return draws of all latents, but \['z'\]"),
-        (GOOD | {"z": torch.zeros(9)}, r"shape \[L, \*\[4\]\] for 'z', but these were \(9,\)"),
-        (GOOD | {"z": torch.zeros(9, 5)}, r"for 'z', but these were \(9, 5\)"),
-        (GOOD | {"loc": torch.tensor(0.0)}, r"for 'loc', but these were \(\)"),
+        (
+            GOOD | {"z": torch.zeros(9)},
+            r"draws of 'z' at once, of shape \[L, 4\], but these were \(9,\)",
+        ),
+        (GOOD | {"z": torch.zeros(9, 5)}, r"of shape \[L, 4\], but these were \(9, 5\)"),
+        (GOOD | {"loc": torch.tensor(0.0)}, r"of shape \[L\], but these were \(\)"),
         (GOOD | {"loc": torch.full((9,), math.nan)}, r"finite draws, but 'loc' was not finite"),
         (GOOD | {"loc": torch.zeros(8)}, r"same number of draws.*\{'loc': 8, 'z': 9\}"),
         (

@@ -1,0 +1,63 @@
+"""Draws by site as the rows of one matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["draw_matrix"]
+
+
+def draw_matrix(draws: Any, sites: Sequence[str] | None = None) -> Tensor:
+    """Lays draws out as a matrix, a row for each draw and a column for each scalar.
+
+    Distances and two-sample tests take such a matrix. Columns of different units want to be
+    standardised first, by the spread of one of the samples.
+
+    :param draws: a dict of tensors or arrays of shape ``[S, *]`` by site, as :func:`draws_from`
+        and ``mcmc.get_samples()`` return; or what :func:`to_inference_data` returns, of which the
+        posterior is taken, all chains one after the other.
+    :param sites: which, in which order; by default all, sorted by name.
+    :return: a tensor of shape ``[S, D]``.
+    :raises ValueError: if a site is missing, there is none, or their numbers of draws differ.
+
+    Example::
+
+        >>> draw_matrix({"b": torch.zeros(10, 2, 3), "a": torch.ones(10)}).shape
+        torch.Size([10, 7])
+    """
+    if isinstance(draws, Mapping) and all(
+        isinstance(x, Tensor | np.ndarray) for x in draws.values()
+    ):
+        found = {name: torch.as_tensor(value).detach() for name, value in draws.items()}
+    else:
+        found = _posterior(draws)
+    names = sorted(found) if sites is None else list(sites)
+    missing = [name for name in names if name not in found]
+    if missing or not names:
+        raise ValueError(f"`sites` must be among {sorted(found)}, and not empty, was {names}")
+    lengths = {name: len(found[name]) if found[name].dim() else 0 for name in names}
+    if len(set(lengths.values())) > 1 or 0 in lengths.values():
+        raise ValueError(
+            f"`draws` must hold equally many draws of each site, at least 1, held {lengths}"
+        )
+    return torch.cat([found[name].reshape(lengths[name], -1) for name in names], -1)
+
+
+def _posterior(data: Any) -> dict[str, Tensor]:
+    try:
+        group = data["posterior"]
+        arrays = {str(name): group[name].values for name in group.data_vars}
+    except (KeyError, TypeError, AttributeError, IndexError):
+        raise ValueError(
+            "`draws` must be a dict of tensors or arrays by site, or hold a posterior as "
+            f"to_inference_data returns it, was {type(data).__name__}"
+        ) from None
+    return {
+        name: torch.from_numpy(values.reshape(-1, *values.shape[2:]))
+        for name, values in arrays.items()
+    }
