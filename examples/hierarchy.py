@@ -52,19 +52,19 @@ class Settings(NamedTuple):
     num_mixing: int = 1000
     num_psi: int = 50_000
     num_atoms: int = 300
-    num_draws: int = 1000
+    num_draws: int = 1500
     warmup: int = 500
     num_chains: int = 4
     fit_steps: int = 4000
 
 
-SMOKE = Settings(50, 20, 20, 50, 1000, 20, 20, 20, 2, 50)
+SMOKE = Settings(50, 20, 20, 50, 1000, 20, 20, 10, 2, 50)
 
 # The law of the effects, and the spread of the observations of one group.
 SHARES, CENTRES, WIDTHS = (0.35, 0.65), (-1.5, 1.0), (0.4, 0.5)
 SPREAD, GROUP_SIZE = 0.7, 4
 
-KERNEL = 0.25  # standard deviations of the effects: gives the frozen law a smooth density
+KERNEL = 0.3  # standard deviations of the effects: gives the frozen law a smooth density
 EFFECTS = (28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0)
 ERRORS = (15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0)
 COLOURS = {"implicit": "tab:red", "Normal": "tab:blue"}
@@ -190,7 +190,9 @@ def find_modes(psi: Tensor) -> dict[str, list[float]]:
     tops = [i for i in tops if density[i] > 0.05 * density.max()]
     valleys = [i + int(density[i:j].argmin()) for i, j in zip(tops, tops[1:], strict=False)]
     cuts = [-math.inf, *(float(edges[i]) for i in valleys), math.inf]
-    shares = [float(((psi > a) & (psi <= b)).float().mean()) for a, b in zip(cuts, cuts[1:], strict=False)]
+    shares = [
+        float(((psi > a) & (psi <= b)).float().mean()) for a, b in zip(cuts, cuts[1:], strict=False)
+    ]
     return {"modes": [float(edges[i]) for i in tops], "weights": shares}
 
 
@@ -292,7 +294,7 @@ def infer_schools(
     start = time.perf_counter()
     for chain in range(settings.num_chains):
         pyro.set_rng_seed(seed + chain)
-        kernel = NUTS(model, target_accept_prob=0.9)
+        kernel = NUTS(model, jit_compile=True, ignore_jit_warnings=True)
         mcmc = MCMC(kernel, settings.num_draws, settings.warmup, disable_progbar=True)
         mcmc.run(*data)
         chains.append(mcmc.get_samples())

@@ -14,7 +14,9 @@ FOLDER = ROOT / "examples"
 # Flags beside the common ones, for each script.
 EXAMPLES: dict[str, list[str]] = {
     "demo.py": [],
+    "empirical_bayes.py": [],
     "grid.py": ["--methods", "sig", "--seeds", "1"],
+    "hierarchy.py": [],
     "latent_variable_vi.py": [],
     "toys.py": [],
     "posteriordb.py": [],
