@@ -16,6 +16,7 @@ from pyro_sig.datasets.counts import (
     negative_binomial,
     poisson_negative_binomial,
 )
+from pyro_sig.datasets.groups import pad_groups
 from pyro_sig.datasets.posteriordb import PosteriorDB, posteriordb_names, read_posteriordb
 from pyro_sig.datasets.readers import load_digits, load_mnist, read_idx
 from pyro_sig.datasets.toys import (
@@ -41,6 +42,7 @@ __all__ = [
     "mite_counts",
     "negative_binomial",
     "noisy_ring",
+    "pad_groups",
     "poisson_negative_binomial",
     "posteriordb_names",
     "read_idx",

@@ -67,7 +67,9 @@ def k_hat(
     expectations, weighted or not, without a second look. The estimate varies from run to run by
     about 0.1: hence the repeats. A semi-implicit guide or prior is scored with many fresh psi,
     those of every row and draw its own: k-hat judges the density as it is estimated, and too few
-    psi make it worse.
+    psi make it worse. Latents that the guide leaves to the model, such as implicit sites, are drawn
+    from their prior: then k-hat judges the prior as their proposal, and is bad where the data say
+    much about them, whatever the guide of the others is worth.
 
     :param callable model: a Pyro program with observations.
     :param callable guide: a Pyro program that samples the model's latents.

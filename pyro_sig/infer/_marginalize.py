@@ -26,7 +26,7 @@ __all__ = [
     "NeedsIndexError",
     "PairwiseEmission",
     "check_scales",
-    "explained_scales",
+    "explained_errors",
     "implicit_of",
     "refuse_guided_sites",
 ]
@@ -169,17 +169,20 @@ class MarginalizeImplicit(Messenger):
         self.broadcast_sites: dict[str, str] = {}
         self.atoms: dict[str, tuple[Tensor, int]] = {}
         self._indices: dict[tuple, tuple[int, Tensor, str]] = {}
+        self._dims: dict[tuple, int] = {}
 
     def __enter__(self) -> MarginalizeImplicit:
         self.implicit_sites.clear()
         self.broadcast_sites.clear()
         self.atoms.clear()
         self._indices.clear()
+        self._dims.clear()
         return super().__enter__()
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if msg["is_observed"]:
             if self.max_plate_nesting < float("inf"):
+                self._refuse_other_plates(msg)
                 self._score_by_product(msg)
         elif implicit_of(msg["fn"]) is not None and msg["value"] is None:
             self._place_atoms(msg)
@@ -228,13 +231,14 @@ class MarginalizeImplicit(Messenger):
     def _enumerated_dim(self, msg: dict[str, Any], psi: Tensor, num_plates: int) -> int | None:
         """Dimension of the index of this plate context; creates its site at the first call."""
         name, num_mixing = msg["name"], len(psi)
+        # A sequential plate counts its iterations: each is a context of its own.
+        context = tuple(sorted((f.name, f.counter) for f in msg["cond_indep_stack"]))
         if self.largest_draw is not None:
             self.implicit_sites[name] = ""
             if len(self.implicit_sites) > 1:
                 raise NeedsIndexError
-            return -1 - int(self.max_plate_nesting)
-        # A sequential plate counts its iterations: each is a context of its own.
-        context = tuple(sorted((f.name, f.counter) for f in msg["cond_indep_stack"]))
+            self._dims[context] = -1 - int(self.max_plate_nesting)
+            return self._dims[context]
         if context not in self._indices:
             label = ", ".join(f"{plate}:{step}" if step else plate for plate, step in context)
             uniform = dist.Categorical(logits=psi.new_zeros(num_mixing))
@@ -248,9 +252,25 @@ class MarginalizeImplicit(Messenger):
                 f"its plates, which share joint draws; was {num_mixing}"
             )
         self.implicit_sites[name] = index_name
-        return -index.dim() if index.dim() > num_plates else None
+        if index.dim() <= num_plates:
+            return None
+        self._dims[context] = -index.dim()
+        return self._dims[context]
 
     # -------------------------------------------------------------------------------- emissions
+
+    def _refuse_other_plates(self, msg: dict[str, Any]) -> None:
+        """Checks that data that depend on an index have the plates of its sites."""
+        batch_shape = getattr(msg["fn"], "batch_shape", ())
+        own = {frame.name for frame in msg["cond_indep_stack"]}
+        for context, dim in self._dims.items():
+            if len(batch_shape) >= -dim and batch_shape[dim] > 1:
+                missing = [plate for plate, _ in context if plate not in own]
+                if missing:
+                    raise ValueError(
+                        f"observed site '{msg['name']}' must stand inside of the plates of the "
+                        f"implicit sites that it depends on, but is outside of {missing}. {_RAGGED}"
+                    )
 
     def _score_by_product(self, msg: dict[str, Any]) -> None:
         name, fn, value = msg["name"], msg["fn"], msg["value"]
@@ -304,11 +324,20 @@ def check_scales(trace: Trace, *names: str) -> None:
         raise ValueError(_ONE_SCALE)
 
 
+_RAGGED = (
+    "Draws of an implicit site are shared by the rows of its plates, so rows cannot be chosen by "
+    "an index: lay groups of unequal size out as [observation, group], nested plates with a mask; "
+    "pyro_sig.datasets.pad_groups does it"
+)
+
+
 @contextmanager
-def explained_scales() -> Iterator[None]:
-    """Explains Pyro's own error about differently scaled plates."""
+def explained_errors() -> Iterator[None]:
+    """Explains errors about differently scaled plates, and about rows chosen by an index."""
     try:
         yield
+    except IndexError as error:
+        raise ValueError(f"`model` failed under shared draws: {error}. {_RAGGED}") from error
     except ValueError as error:
         if "common poutine.scale" in str(error):
             raise ValueError(_ONE_SCALE) from error

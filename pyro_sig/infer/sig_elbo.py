@@ -18,7 +18,7 @@ from pyro_sig.distributions.psi_posterior import resample_psi, weigh_psi
 from pyro_sig.infer._direct_bound import direct_bound, stream_psi
 from pyro_sig.infer._marginalize import (
     MarginalizeImplicit,
-    explained_scales,
+    explained_errors,
     refuse_guided_sites,
 )
 
@@ -94,7 +94,7 @@ class SIG_ELBO(TraceEnum_ELBO):
 
         :return: a float, summed over rows and scaled by plates as Pyro's ELBOs are.
         """
-        with explained_scales():
+        with explained_errors():
             with torch.no_grad():
                 loss = self._direct_loss(model, guide, args, kwargs)
             return super().loss(model, guide, *args, **kwargs) if loss is None else loss.item()
@@ -107,7 +107,7 @@ class SIG_ELBO(TraceEnum_ELBO):
         **kwargs: Any,  # noqa: ANN401
     ) -> Tensor:
         """Estimates the negative bound as a differentiable scalar."""
-        with explained_scales():
+        with explained_errors():
             loss = self._direct_loss(model, guide, args, kwargs)
             if loss is None:
                 return super().differentiable_loss(model, guide, *args, **kwargs)
@@ -115,7 +115,7 @@ class SIG_ELBO(TraceEnum_ELBO):
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:  # noqa: ANN401
         """Estimates the negative bound and adds its gradient to the parameters."""
-        with explained_scales():
+        with explained_errors():
             loss = self._direct_loss(model, guide, args, kwargs)
             if loss is None:
                 return super().loss_and_grads(model, guide, *args, **kwargs)
@@ -207,7 +207,7 @@ class SIG_ELBO(TraceEnum_ELBO):
         if self.chunk_size is not None:
             self._find_plates(model, guide, args, kwargs)
             messenger = MarginalizeImplicit(self.num_mixing, self.max_plate_nesting)
-            with explained_scales():
+            with explained_errors():
                 found = stream_psi(model, guide, args, kwargs, messenger, self.chunk_size)
             if isinstance(found, str):
                 raise self._not_streamed(found)
@@ -234,7 +234,7 @@ class SIG_ELBO(TraceEnum_ELBO):
     def _marginals_and_atoms(
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict
     ) -> tuple[OrderedDict[str, Any], dict[str, tuple[Tensor, int]]]:
-        with explained_scales():
+        with explained_errors():
             marginals = super().compute_marginals(model, guide, *args, **kwargs)
         by_index = self._messenger.implicit_sites
         atoms = dict(self._messenger.atoms)

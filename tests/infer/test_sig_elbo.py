@@ -658,3 +658,29 @@ def test_wrong_data_raise():
         SIG_ELBO(5).loss(programs.flat, no_guide, torch.full((7, 3), math.nan, **DOUBLE))
     with pytest.raises(NotImplementedError, match="psi_posterior"):
         SIG_ELBO(5).sample_posterior(programs.flat, no_guide, programs.x)
+
+
+@pytest.mark.parametrize("enumerates", [None, True])
+def test_rows_chosen_by_an_index_raise_with_the_way_out(enumerates):
+    groups, x = torch.tensor([0, 0, 1, 2]), torch.zeros(4, **DOUBLE)
+
+    def indexed(x):
+        with pyro.plate("groups", 3):
+            psi = pyro.sample("psi", Implicit(lambda e: e.squeeze(-1), noise(1)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(psi[..., groups], 1.0), obs=x)
+
+    def outside(x):
+        with pyro.plate("groups", 3):
+            psi = pyro.sample("psi", Implicit(lambda e: e.squeeze(-1), noise(1)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(psi[..., :1], 1.0), obs=x)
+
+    for model, problem in [
+        (indexed, "cannot be chosen by an index.*pad_groups"),
+        (outside, r"'x' must stand inside of the plates .* outside of \['groups'\].*pad_groups"),
+    ]:
+        elbo = SIG_ELBO(5, max_plate_nesting=1)
+        elbo._enumerates = enumerates
+        with pytest.raises(ValueError, match=problem):
+            elbo.loss(model, no_guide, x)
