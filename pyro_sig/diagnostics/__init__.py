@@ -26,10 +26,12 @@ from pyro_sig.diagnostics.precision_recall import (
     PrecisionRecall,
     precision_recall_density_coverage,
 )
+from pyro_sig.diagnostics.report import Report, ReportLine, report
 from pyro_sig.diagnostics.sbc import SBC, log_likelihood_of, sbc, sbc_ranks
 from pyro_sig.diagnostics.sliced_wasserstein import sliced_wasserstein, sliced_wasserstein_test
 from pyro_sig.diagnostics.stein import SteinTest, kernel_stein_discrepancy, kernel_stein_test
 from pyro_sig.diagnostics.tarp import TARP, tarp
+from pyro_sig.diagnostics.unconstrained_score import unconstrained_score
 from pyro_sig.diagnostics.uniformity import (
     EcdfBands,
     UniformityTest,
@@ -45,6 +47,8 @@ __all__ = [
     "KernelDistance",
     "ModeCoverage",
     "PrecisionRecall",
+    "Report",
+    "ReportLine",
     "SBC",
     "SteinTest",
     "TARP",
@@ -73,11 +77,13 @@ __all__ = [
     "mode_coverage",
     "pareto_k_hat",
     "precision_recall_density_coverage",
+    "report",
     "sbc",
     "sbc_ranks",
     "sliced_wasserstein",
     "sliced_wasserstein_test",
     "tarp",
     "to_inference_data",
+    "unconstrained_score",
     "uniformity_test",
 ]

@@ -27,6 +27,7 @@ VERDICTS = ("none", "good", "look", "bad")
 
 # Nats between bounds of the evidence, above which to look, and which are bad.
 _NATS = (0.3, 3.0)
+_ROUNDING = 1e-5  # of single precision
 _R_HAT = (1.01, 1.05)
 _ESS = (400, 100)
 _HIGH_PARETO_K = 0.7
@@ -109,7 +110,7 @@ def check_evidence(bounds: EvidenceBounds, label: str) -> Judgement:
     lower, last = bounds.lower.tolist(), sizes[-1]
     value = (
         f"{label}{', '.join(f'{x:.2f}' for x in lower)} at K = {', '.join(map(str, sizes))} "
-        f"(SE {float(bounds.lower_error[-1]):.2g})"
+        f"(SE {float(bounds.lower_error[-1]):.2f})"
     )
     if not math.isfinite(lower[0]):
         return value, "bad", "the model gives some draws of the guide no density at all"
@@ -124,10 +125,10 @@ def check_evidence(bounds: EvidenceBounds, label: str) -> Judgement:
     text += meaning
     if bounds.upper is None or bounds.upper_error is None:
         return value, verdict, text
-    gap = float(bounds.upper[-1] - bounds.lower[-1])
-    error = math.hypot(float(bounds.upper_error[-1]), float(bounds.lower_error[-1]))
+    gaps, errors = bounds.upper - bounds.lower, bounds.upper_error.hypot(bounds.lower_error)
+    gap = float(gaps[-1])
     value += f"; upper bound {float(bounds.upper[-1]):.2f}"
-    if gap < -5 * error - 1e-6:
+    if (gaps < -5 * errors - _ROUNDING * bounds.lower.abs()).any():
         return value, "look", "the upper bound is below the lower one: `reference` is not exact"
     verdict = worst([verdict, _grade(gap, _NATS)])
     return value, verdict, f"{text}; the gap at K = {last} is {gap:.2f} nats"
@@ -164,7 +165,7 @@ def check_chains(data: Any, num_guides: int, entries: Entries) -> Judgement:
     value = f"largest r_hat {largest:.3f} at {entries.names[place]}"
     verdict = _grade(largest, _R_HAT)
     if num_guides:
-        text = "agree" if verdict == "good" else "disagree"
+        text = {"good": "agree", "look": "disagree somewhat", "bad": "disagree"}[verdict]
         return value, verdict, f"{num_guides} independent trainings {text}"
     ess = np.fmin(_by_entry(arviz.ess, data), _by_entry(arviz.ess, data, method="tail"))
     place = int(np.nanargmin(ess))
@@ -172,7 +173,7 @@ def check_chains(data: Any, num_guides: int, entries: Entries) -> Judgement:
     enough = _grade(-float(ess[place]), (-_ESS[0], -_ESS[1]))
     text = "the chains mix" if verdict == "good" else "the chains have not mixed"
     if enough != "good":
-        text += f"; few effective draws, {_ESS[0]} are usual"
+        text += f"; few effective draws: {_ESS[0]} are usual"
     return value, worst([verdict, enough]), text
 
 
@@ -229,7 +230,7 @@ def check_predictive(observed: Mapping[str, np.ndarray], draws: Mapping[str, np.
         for label, quantity in _quantities(data).items():
             of_draws, of_data = quantity(draws[name]), quantity(data[np.newaxis])[0]
             # Rounding must not break a tie.
-            margin = 1e-6 * max(1e-30, abs(float(of_data)))
+            margin = _ROUNDING * abs(float(of_data))
             above, below = (of_draws >= of_data - margin).mean(), (of_draws <= of_data + margin)
             key = label if len(observed) == 1 else f"{label} of {name}"
             p_values[key] = min(1.0, 2 * float(min(above, below.mean())))
@@ -241,7 +242,9 @@ def check_predictive(observed: Mapping[str, np.ndarray], draws: Mapping[str, np.
     verdict = _grade_p(p_values[least] * len(p_values))
     if verdict == "good":
         return value, verdict, "new data look like the data (these p-values are conservative)"
-    return value, verdict, f"new data differ from the data in {least} (p is conservative)"
+    listed = [key for key in ordered if _grade_p(p_values[key] * len(p_values)) == verdict]
+    text = ", ".join(listed[:4]) + (" and others" if len(listed) > 4 else "")
+    return value, verdict, f"new data differ from the data in {text} (p is conservative)"
 
 
 def _quantities(data: np.ndarray) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
@@ -281,8 +284,9 @@ def check_pit(observed: Mapping[str, np.ndarray], draws: Mapping[str, np.ndarray
     if verdict == "good":
         return value, verdict, "the observations lie among their predictions as they should"
     if spreads[least] < 1 / 12:
-        text = "observations are in the middle of their predictions: too wide, or seen in the fit"
-        return value, "look", text
+        # They were seen in the fit. What is too wide for other reasons has a wrong sd.
+        text = "observations are in the middle of their predictions, as if each had its own latent"
+        return value, "good", text
     return value, verdict, "observations lie in the tails of their predictions, or on one side"
 
 
@@ -328,7 +332,7 @@ def check_prior(posterior: Entries, prior: Entries) -> Judgement:
 
 
 def _name_some(names: Sequence[str], chosen: np.ndarray, order: np.ndarray) -> str:
-    places = sorted(np.flatnonzero(chosen), key=lambda i: order[i])
+    places: list[int] = sorted(np.flatnonzero(chosen).tolist(), key=lambda i: order[i])
     text = ", ".join(names[i] for i in places[:3])
     return text + (f" and {len(places) - 3} more" if len(places) > 3 else "")
 
