@@ -379,8 +379,18 @@ def check_reference(draws: Entries, reference: Entries) -> Judgement:
         f"means differ by up to {off[i]:.2f} sd ({draws.names[i]}), sds by a factor "
         f"{math.exp(min(found.log_sd[j], 99.0)):.2f} ({draws.names[j]})"
     )
-    value += "; " + _test_samples(draws.pooled, reference.pooled)
+    tests, p_value = _test_samples(draws.pooled, reference.pooled)
+    value += "; " + tests
     verdict = worst(verdicts)
+    if verdict == "good" and p_value < min(_P_VALUE):
+        return (
+            value,
+            "look",
+            (
+                "means and sds fit, but a test tells the draws apart: a small difference, or a "
+                "reference of dependent draws"
+            ),
+        )
     text = {
         "good": "as the reference, as far as these draws tell",
         "look": "somewhat off the reference",
@@ -389,7 +399,7 @@ def check_reference(draws: Entries, reference: Entries) -> Judgement:
     return value, verdict, text
 
 
-def _test_samples(draws: np.ndarray, reference: np.ndarray) -> str:
+def _test_samples(draws: np.ndarray, reference: np.ndarray) -> tuple[str, float]:
     """Standardises both samples, thins them, and tests whether their laws are equal."""
     scale = reference.std(0)
     scale[scale == 0] = 1.0
@@ -397,11 +407,12 @@ def _test_samples(draws: np.ndarray, reference: np.ndarray) -> str:
         torch.from_numpy((sample - reference.mean(0)) / scale)[_evenly(len(sample))]
         for sample in (draws, reference)
     )
-    parts = [f"energy test p = {short_p_value(energy_test(x, y, 499).p_value)}"]
+    found = energy_test(x, y, 499).p_value
+    parts = [f"energy test p = {short_p_value(found)}"]
     if find_spec("sklearn") is not None and min(len(x), len(y)) >= 20:
         accuracy, p_value = c2st(x, y)
         parts.append(f"C2ST {accuracy:.2f} (p = {short_p_value(p_value)})")
-    return ", ".join(parts)
+    return ", ".join(parts), found
 
 
 def _evenly(count: int) -> Tensor:

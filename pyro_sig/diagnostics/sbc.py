@@ -393,9 +393,9 @@ def _check_draws(draws: Any, truths: Values, num_draws: int) -> Values:
         shape = tuple(truth.shape)
         # A plate may leave dimensions of size one that the draws lack, or the other way round.
         if values.dim() == 0 or _squeezed(values.shape[1:]) != _squeezed(shape):
-            expected = ", ".join(["L", *map(str, shape)])
+            wanted = ", ".join(["L", *map(str, shape)])
             raise ValueError(
-                f"`posterior` must return L draws of {name!r} at once, of shape [{expected}], but "
+                f"`posterior` must return L draws of {name!r} at once, of shape [{wanted}], but "
                 f"these were {tuple(values.shape)}. `draws_from` makes them from a guide."
             )
         if not bool(torch.isfinite(values).all()):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
+import torch
 from pyro.distributions import constraints as pyro_constraints
 from torch import Tensor
 from torch.distributions import Distribution, constraints
@@ -17,6 +18,8 @@ __all__ = [
     "mixture_moments",
     "mixture_support",
     "run_conditional",
+    "under_vmap",
+    "without_validation",
 ]
 
 
@@ -143,16 +146,40 @@ def component_log_prob(components: Distribution, value: Tensor) -> Tensor:
     if not _varies(support):
         return components.log_prob(value)
     outside = ~support.check(value)
-    return _without_validation(components).log_prob(value).masked_fill(outside, -math.inf)
+    return without_validation(components).log_prob(value).masked_fill(outside, -math.inf)
 
 
-def _without_validation(d: Distribution) -> Distribution:
+def without_validation(d: Distribution) -> Distribution:
+    """Copies a distribution that does not look at the values it scores.
+
+    :param d: a distribution.
+    :return: one that shares its parameters.
+
+    Example::
+
+        >>> import pyro.distributions as dist
+        >>> import torch
+        >>> without_validation(dist.Exponential(torch.tensor(1.0))).log_prob(torch.tensor(-1.0))
+        tensor(1.)
+    """
     new = object.__new__(type(d))
     new.__dict__.update(vars(d), _validate_args=False)
     for name, x in vars(d).items():
         if isinstance(x, Distribution):
-            new.__dict__[name] = _without_validation(x)
+            new.__dict__[name] = without_validation(x)
     return new
+
+
+def under_vmap() -> bool:
+    """Tells whether ``torch.func.vmap`` is running: values may not be looked at then.
+
+    Example::
+
+        >>> under_vmap()
+        False
+    """
+    stack = torch._C._functorch.get_interpreter_stack()
+    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in stack or ())
 
 
 def mixture_moments(components: Distribution) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,12 @@ from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from pyro_sig.distributions.components import mixture_moments, mixture_support, run_conditional
+from pyro_sig.distributions.components import (
+    mixture_moments,
+    mixture_support,
+    run_conditional,
+    under_vmap,
+)
 from pyro_sig.distributions.pairwise import mixture_log_prob
 from pyro_sig.distributions.psi_posterior import PsiPosterior, score_psi, weigh_psi
 
@@ -134,7 +139,7 @@ class FixedMixture(TorchDistribution):
         :param torch.Tensor value: of shape ``[*, *batch_shape, *event_shape]``.
         :return: a tensor of the value's batch shape.
         """
-        if self._validate_args:
+        if self._validate_args and not under_vmap():
             self._validate_sample(value)
         log_sum = mixture_log_prob(self.components, value, self.chunk_size)
         shape = broadcast_shape(log_sum.shape, self.batch_shape)

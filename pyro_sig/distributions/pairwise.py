@@ -19,7 +19,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pyro_sig.distributions.affine_maps import map_back
-from pyro_sig.distributions.components import component_log_prob
+from pyro_sig.distributions.components import (
+    component_log_prob,
+    under_vmap,
+    without_validation,
+)
 from pyro_sig.distributions.log_mixture import full_precision, log_mixture
 
 __all__ = [
@@ -394,6 +398,10 @@ def mixture_log_prob(
             f"{tuple(value.shape)}"
         )
     value = value.expand(rows + event_shape)
+    if under_vmap():  # which neither a look at values nor the streaming product survives
+        dim = len(rows) - len(own)
+        scores = without_validation(components).log_prob(value.unsqueeze(dim))
+        return scores.logsumexp(dim)
     flat = value.reshape(rows.numel(), *event_shape)
     terms, dtype = _terms_and_dtype(components, flat, 1)
     if isinstance(terms, Terms):

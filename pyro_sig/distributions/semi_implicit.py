@@ -20,6 +20,7 @@ from pyro_sig.distributions.components import (
     mixture_moments,
     mixture_support,
     run_conditional,
+    under_vmap,
 )
 from pyro_sig.distributions.fixed_mixture import FixedMixture
 from pyro_sig.distributions.implicit import Implicit
@@ -320,7 +321,7 @@ class SemiImplicit(TorchDistribution):
             which need :meth:`to_mixture`; and, with validation on, for a copy of a drawn value,
             whose psi_0 is lost.
         """
-        if self._validate_args:
+        if self._validate_args and not under_vmap():
             self._validate_sample(value)
         if isinstance(psi_0, _Automatic):
             origin = self._remembered(value)

@@ -441,3 +441,14 @@ def test_bad_arguments(options, match):
 def test_numbers_that_are_not_finite_are_bad():
     assert _report_checks._grade(math.nan, (0.0, 1.0)) == "bad"
     assert _report_checks._grade(math.inf, (0.0, 1.0)) == "bad"
+
+
+def test_dependent_reference_draws_are_asked_about():
+    """25 points forty times: mean and sd fit, and the energy test rejects."""
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randn(1000, 1, generator=generator)
+    repeated = torch.randn(25, 1, generator=generator).repeat(40, 1)
+    repeated = (repeated - repeated.mean()) / repeated.std()
+    entries = [_report_checks.Entries(["z"], x.double().numpy()[None]) for x in (draws, repeated)]
+    _, verdict, text = _report_checks.check_reference(*entries)
+    assert verdict == "look" and "dependent draws" in text

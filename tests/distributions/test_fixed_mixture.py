@@ -276,3 +276,26 @@ def test_wrong_event_shape():
     unchecked = FixedMixture(torch.zeros(7, 2), normal_vector, 1, validate_args=False)
     with pytest.raises(ValueError, match=r"`value` must end in event_shape \(2,\)"):
         unchecked.log_prob(torch.zeros(5, 3))
+
+
+@pytest.mark.parametrize("own", [(), (3,), (1,)])
+@pytest.mark.parametrize("event", [(), (2,)])
+def test_vmap_and_its_gradient_equal_a_loop(own, event):
+    """Programs that hold a frozen prior are mapped over many points at once."""
+
+    def conditional(psi):
+        return dist.Normal(psi, 0.5).to_event(len(event))
+
+    p = FixedMixture(torch.randn(20, *own, *event), conditional, len(event), validate_args=True)
+    points = torch.randn(5, 4, 3, *event)
+
+    def score(x):
+        return p.log_prob(x).sum()
+
+    torch.testing.assert_close(
+        torch.func.vmap(score)(points), torch.stack([score(x) for x in points])
+    )
+    gradients = torch.func.vmap(torch.func.grad(score))(points)
+    leaves = points.clone().requires_grad_()
+    expected = torch.autograd.grad(sum(score(x) for x in leaves), leaves)[0]
+    torch.testing.assert_close(gradients, expected)

@@ -447,3 +447,20 @@ def test_with_draws_leaves_particles_and_proposals_alone():
         proposal=lambda x: dist.Normal(x / 2, 1.0),
     ).with_draws(7, share_draws=True)
     assert p.num_mixing == 7 and not p.share_draws
+
+
+def test_a_semi_implicit_prior_under_vmap():
+    """One draw of psi for all points, as in a loop that starts from the same random state."""
+    x = torch.randn(6, 3)
+
+    def score(x):
+        prior = SemiImplicit(dist.Normal(0.0, 1.0), lambda psi: dist.Normal(psi, 0.5), 20)
+        return prior.log_prob(x).sum()
+
+    torch.manual_seed(0)
+    mapped = torch.func.vmap(score, randomness="same")(x)
+    expected = []
+    for row in x:
+        torch.manual_seed(0)
+        expected.append(score(row))
+    torch.testing.assert_close(mapped, torch.stack(expected))
