@@ -4,9 +4,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from pyro.optim import Adam
 
+from pyro_sig.diagnostics import evidence_bounds, k_hat, report, to_inference_data
 from pyro_sig.distributions import Implicit, SemiImplicit, mixture_log_prob
 from pyro_sig.infer import (
     AISIVI,
@@ -105,3 +108,39 @@ def test_objectives(loss, covariance):
     history = train(svi, data, 3, progress=False)
     assert all(torch.tensor(history["loss"]).isfinite())
     assert guide.sample_posterior(5)["loc"].is_cuda
+
+
+@pytest.mark.parametrize("chunk_size", [None, 100])
+def test_a_hierarchy_and_the_posterior_of_psi(chunk_size):
+    net = MLP(2, [16], 1, device="cuda")
+    noise = dist.Normal(torch.zeros(2, device="cuda"), 1.0).to_event(1)
+    y = torch.randn(3, 20, device="cuda")
+
+    def model(y):
+        pyro.module("net", net)
+        spread = pyro.sample("spread", dist.LogNormal(torch.zeros((), device="cuda"), 1.0))
+        with pyro.plate("groups", 20, dim=-1, device="cuda"):
+            effect = pyro.sample("effect", Implicit(lambda e: net(e).squeeze(-1), noise))
+            with pyro.plate("data", 3, dim=-2, device="cuda"):
+                pyro.sample("y", dist.Normal(effect, spread), obs=y)
+
+    guide = AutoNormal(poutine.block(model, hide=["effect"]))
+    elbo = SIG_ELBO(300, chunk_size, max_plate_nesting=2)
+    train(SVI(model, guide, Adam({"lr": 1e-3}), elbo), y, 3, progress=False)
+    posterior = elbo.psi_posterior(model, guide, y)["effect"]
+    assert posterior.mean.is_cuda and posterior.effective_sample_size.min() > 1
+
+
+def test_diagnostics():
+    data = torch.randn(20, 2, device="cuda")
+    guide = AutoMultivariateNormal(on_cuda)
+    with torch.no_grad():
+        guide(data)
+    found = k_hat(on_cuda, guide, data, num_samples=50, num_repeats=1, progress=False)
+    assert found.effective_share > 0
+    draws = {"loc": torch.randn(5, 2, device="cuda")}
+    bounds = evidence_bounds(on_cuda, guide, data, num_samples=2, posterior=draws)
+    assert bounds.upper.isfinite().all()
+    idata = to_inference_data(on_cuda, guide, data, num_samples=5)
+    assert idata["log_likelihood"]["x"].sizes["data"] == 20
+    assert report(on_cuda, guide, data, num_samples=60, quiet=True).k_hat is not None

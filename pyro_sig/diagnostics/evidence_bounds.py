@@ -203,7 +203,7 @@ def _weigh(
             log_p = trace.log_prob_sum()
             with OwnDraws(num_mixing):
                 log_q = guide_log_prob(guide, values, *call.args, **call.kwargs)
-            log_weights.append(torch.as_tensor(log_p, dtype=torch.float64) - log_q.double())
+            log_weights.append(torch.as_tensor(log_p).double().cpu() - log_q.double().cpu())
     result = torch.stack(log_weights)
     if not result.isfinite().all():
         raise ValueError(

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_sig.diagnostics._samples import check_samples, distances
+
 __all__ = ["ModeCoverage", "mode_coverage"]
 
 # Elements of one [chunk, modes, D] block of differences.
@@ -60,8 +62,8 @@ def mode_coverage(
     be disjoint. A perfect sampler scores :math:`1 - r` high quality (0.9889 for ``num_std=3`` in
     the plane) and, over :math:`n` samples, a KL of about :math:`K / (2 n)`.
 
-    :param samples: shape ``[n, D]``: draws from the generator, observation noise included.
-    :param modes: shape ``[K, D]``: the centres of the mixture.
+    :param samples: shape ``[n, D]`` or ``[n]``: draws from the generator, with observation noise.
+    :param modes: shape ``[K, D]`` or ``[K]``: the centres of the mixture.
     :param std: standard deviation of every component, in the units of ``samples``.
     :param num_std: radius of a high-quality ball, in units of ``std``.
     :param min_count: a mode is captured if it has *more* high-quality samples than this. By
@@ -84,7 +86,7 @@ def mode_coverage(
         >>> mode_coverage(samples, modes, std=0.1)
         ModeCoverage(captured=1 of 2, high_quality=1.0000, kl=0.7043)
     """
-    samples, modes = _check_points(samples, modes)
+    samples, modes = (x.detach() for x in check_samples(samples, modes, ("samples", "modes")))
     for name, number in (("std", std), ("num_std", num_std)):
         if not (math.isfinite(number) and number > 0):
             raise ValueError(f"`{name}` must be a positive number, but was {number}.")
@@ -116,26 +118,6 @@ def mode_coverage(
     )
 
 
-def _check_points(samples: Tensor, modes: Tensor) -> tuple[Tensor, Tensor]:
-    for name, points in (("samples", samples), ("modes", modes)):
-        if not isinstance(points, Tensor) or points.dim() != 2 or 0 in points.shape:
-            was = tuple(points.shape) if isinstance(points, Tensor) else type(points).__name__
-            raise ValueError(
-                f"`{name}` must be a tensor of shape [count, D] and not empty, but was {was}."
-            )
-        if not bool(torch.isfinite(points).all()):
-            raise ValueError(f"`{name}` must be finite, but has NaN or infinite entries.")
-    if samples.shape[1] != modes.shape[1]:
-        raise ValueError(
-            f"`samples` must have as many columns as `modes`, {modes.shape[1]}, "
-            f"but had {samples.shape[1]}."
-        )
-    dtype = torch.promote_types(samples.dtype, modes.dtype)
-    if not dtype.is_floating_point:
-        dtype = torch.get_default_dtype()
-    return samples.detach().to(dtype), modes.detach().to(device=samples.device, dtype=dtype)
-
-
 def _check_weights(weights: Tensor | None, num_modes: int) -> Tensor:
     if weights is None:
         return torch.full((num_modes,), 1 / num_modes, dtype=torch.double)
@@ -154,8 +136,6 @@ def _high_quality_counts(samples: Tensor, modes: Tensor, radius: float) -> Tenso
     counts = torch.zeros(len(modes), dtype=torch.long, device=samples.device)
     rows = max(1, _CHUNK_ELEMENTS // modes.numel())
     for chunk in samples.split(rows):
-        # Differences, not the matrix product: that loses a ball far from the origin.
-        distance = torch.cdist(chunk, modes, compute_mode="donot_use_mm_for_euclid_dist")
-        nearest, mode = distance.min(-1)
+        nearest, mode = distances(chunk, modes).min(-1)
         counts += torch.bincount(mode[nearest <= radius], minlength=len(modes))
     return counts

@@ -127,12 +127,15 @@ def test_cuda_agrees():
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"samples": torch.zeros(5)}, r"`samples` must be a tensor of shape.*\(5,\)"),
+        (
+            {"samples": torch.zeros(5)},
+            r"`modes` must have as many columns as `samples`, 1, but had 2",
+        ),
         ({"samples": torch.zeros(0, 2)}, r"`samples`.*not empty.*\(0, 2\)"),
         ({"samples": [[0.0, 0.0]]}, r"`samples` must be a tensor.*list"),
         ({"samples": torch.full((5, 2), math.nan)}, r"`samples` must be finite"),
         ({"modes": torch.full((5, 2), math.inf)}, r"`modes` must be finite"),
-        ({"samples": torch.zeros(5, 3)}, r"`samples` must have as many columns.*2.*had 3"),
+        ({"samples": torch.zeros(5, 3)}, r"`modes` must have as many columns.*3.*had 2"),
         ({"std": 0.0}, r"`std` must be a positive number, but was 0\.0"),
         ({"num_std": math.nan}, r"`num_std` must be a positive number"),
         ({"min_count": -1}, r"`min_count` must be zero or positive, but was -1"),
