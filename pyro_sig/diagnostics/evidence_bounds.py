@@ -136,21 +136,27 @@ def evidence_bounds(
     log_weights = log_importance_weights(
         model, guide, *args, num_samples=drawn, **options, **kwargs
     )
-    lower, upper = [], []
-    for size in sizes:
-        groups = log_weights[: drawn // size * size].reshape(-1, size)
-        lower.append(_mean_and_error(groups.logsumexp(1) - math.log(size)))
-        if posterior_weights is not None:
-            upper.append(_upper(posterior_weights, groups, size))
-    above = None if posterior_weights is None else torch.tensor(upper, dtype=torch.float64)
-    below = torch.tensor(lower, dtype=torch.float64)
-    return EvidenceBounds(
-        torch.tensor(sizes),
-        below[:, 0],
-        below[:, 1],
-        None if above is None else above[:, 0],
-        None if above is None else above[:, 1],
-    )
+    found = lower_bounds(log_weights, sizes)
+    if posterior_weights is None:
+        return found
+    upper = [_upper(posterior_weights, _groups(log_weights, size), size) for size in sizes]
+    above = torch.tensor(upper, dtype=torch.float64)
+    return found._replace(upper=above[:, 0], upper_error=above[:, 1])
+
+
+def lower_bounds(log_weights: Tensor, sizes: Sequence[int]) -> EvidenceBounds:
+    """Averages the same weights in groups of every size K.
+
+    :param torch.Tensor log_weights: of shape ``[S]``, with S at least the largest K.
+    :param sizes: the numbers K.
+    """
+    bounds = [_groups(log_weights, size).logsumexp(1) - math.log(size) for size in sizes]
+    below = torch.tensor([_mean_and_error(bound) for bound in bounds], dtype=torch.float64)
+    return EvidenceBounds(torch.tensor(list(sizes)), below[:, 0], below[:, 1], None, None)
+
+
+def _groups(log_weights: Tensor, size: int) -> Tensor:
+    return log_weights[: len(log_weights) // size * size].reshape(-1, size)
 
 
 def _mean_and_error(values: Tensor) -> tuple[float, float]:

@@ -119,8 +119,16 @@ def k_hat(
                 **kwargs,
             )
         )
-    values = torch.tensor([pareto_k_hat(log_weights) for log_weights in repeats])
-    return KHat(float(values.median()), values, effective_share(torch.cat(repeats)))
+    return summarise_weights(torch.stack(repeats))
+
+
+def summarise_weights(log_weights: Tensor) -> KHat:
+    """Judges log weights of shape ``[repeats, draws]`` that are at hand.
+
+    :param torch.Tensor log_weights: as :func:`log_importance_weights` gives them.
+    """
+    values = torch.tensor([pareto_k_hat(repeat) for repeat in log_weights])
+    return KHat(float(values.median()), values, effective_share(log_weights.flatten()))
 
 
 def effective_share(log_weights: Tensor) -> float:

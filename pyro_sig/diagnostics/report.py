@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import textwrap
 import warnings
@@ -13,53 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from pyro import poutine
 from torch import Tensor
-from torch.distributions import Independent
 
-from pyro_sig.diagnostics._arviz_labels import Draws, stack_chains
-from pyro_sig.diagnostics._program_sites import Call, Sites, describe_sites, scored_sites
+from pyro_sig.diagnostics._arviz_labels import Draws
+from pyro_sig.diagnostics._program_sites import Call
 from pyro_sig.diagnostics._report_checks import (
-    VERDICTS,
-    DoesNotApplyError,
-    Entries,
-    Judgement,
     ReportLine,
     check_chains,
-    check_evidence,
-    check_k_hat,
-    check_loo,
-    check_pit,
-    check_predictive,
-    check_prior,
-    check_reference,
-    check_sbc,
     entries_of,
     run_check,
     worst,
 )
+from pyro_sig.diagnostics._report_fit import ReportedFit, Weighed, arrays_of, check_calibration
 from pyro_sig.diagnostics._report_page import draw_page
-from pyro_sig.diagnostics.evidence_bounds import EvidenceBounds, evidence_bounds
-from pyro_sig.diagnostics.importance import log_importance_weights
-from pyro_sig.diagnostics.inference_data import (
-    _check_tensors,
-    _parameters_of,
-    _random_state,
-    _split_chains,
-    to_inference_data,
-)
-from pyro_sig.diagnostics.k_hat import KHat, effective_share
-from pyro_sig.diagnostics.pareto import pareto_k_hat
+from pyro_sig.diagnostics.evidence_bounds import EvidenceBounds
+from pyro_sig.diagnostics.inference_data import _random_state, to_inference_data
+from pyro_sig.diagnostics.k_hat import KHat
 from pyro_sig.diagnostics.sbc import SBC
 from pyro_sig.distributions.components import check_positive
 
 __all__ = ["Report", "ReportLine", "report"]
 
-_NUM_REPEATS = 5  # of k-hat
-_NUM_IMPORTANCE = (1, 10, 100)
-_LEAST_GROUPS = 10  # of a size K that the evidence is estimated with
-_MOST_EXACT = 200  # draws of a reference that are scored one by one for the upper bound
 _LEAST_SAMPLES = 50
 _WIDTH = 100
 # Lines whose bad verdict speaks against the model, not against the way it was fitted.
@@ -143,8 +116,8 @@ class Report:
             lines=self.lines,
             title=self.name,
             overall=self.overall,
-            posterior=entries_of(_arrays(self.data, "posterior")),
-            prior=entries_of(_arrays(self.data, "prior")),
+            posterior=entries_of(arrays_of(self.data, "posterior")),
+            prior=entries_of(arrays_of(self.data, "prior")),
             reference=entries_of(self.reference),
             observations=self.observations,
             log_weights=self.log_weights,
@@ -256,12 +229,12 @@ def report(
             except ValueError:
                 raise error from None
         guides = _as_list(guide)
-        fit = _Fit(model, guides, call, parallel, data, unscored, posterior)
+        fit = ReportedFit(model, guides, call, parallel, data, unscored, posterior)
         trusted = {} if reference is None else fit.split(reference)
         if guides:
             weighed = fit.weigh(num_samples, num_mixing, trusted if exact else None)
         else:
-            weighed = _Weighed([], None, None, None)
+            weighed = Weighed([], None, None, None)
             reason = "draws without a guide have no density of their own"
             weighed.lines = [
                 ReportLine(n, "not run", "none", reason) for n in ("evidence", "k-hat")
@@ -274,7 +247,7 @@ def report(
             run_check("PIT", fit.check_pit),
             run_check("prior", fit.check_prior),
             run_check("reference", fit.check_reference, trusted),
-            run_check("SBC", _check_sbc, sbc),
+            run_check("SBC", check_calibration, sbc),
         ]
     found = Report(
         lines,
@@ -294,312 +267,11 @@ def report(
     return found
 
 
-# ---------------------------------------------------------------------------------- what is checked
-
-
-@dataclass
-class _Weighed:
-    """What the importance weights say, of the worst guide."""
-
-    lines: list[ReportLine]
-    k_hat: KHat | None
-    evidence: EvidenceBounds | None
-    log_weights: Tensor | None
-
-
-class _Fit:
-    """A fit, and what is known of its sites: decides what applies to it."""
-
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        guides: list[Callable[..., Any]],
-        call: Call,
-        parallel: bool,
-        data: Any,
-        unscored: ValueError | None,
-        posterior: Draws | None,
-    ) -> None:
-        self.model, self.guides, self.call = model, guides, call
-        self.parallel, self.data, self.unscored = parallel, data, unscored
-        with torch.no_grad(), poutine.block():
-            given = {} if posterior is None else _split_chains(model, call, posterior)[0]
-            first = {name: value[0] for name, value in given.items()}
-            with _parameters_of(guides, 0):
-                guide = guides[0] if guides else None
-                self.sites: Sites = describe_sites(model, guide, call, first, score=False)
-                if guide is not None:
-                    trace: Any = call.trace(guide)
-                    first = {n: s["value"] for n, s in scored_sites(trace)}
-                trace = call.trace(poutine.condition(model, first))
-        nodes = dict(scored_sites(trace))
-        self.observations = _observations(data, nodes)
-        # A factor is an observation that leaves no data.
-        self.has_evidence = any(s["is_observed"] and n not in first for n, s in nodes.items())
-        self.independent = {
-            name for name in self.sites.observed if _has_independent_entries(nodes[name]["fn"])
-        }
-
-    def entries(self, group: str) -> Entries:
-        return entries_of(_arrays(self.data, group))
-
-    def split(self, reference: Draws) -> dict[str, np.ndarray]:
-        """Reads the reference into arrays as those of the posterior."""
-        _check_tensors("reference", reference)
-        if not reference:
-            raise ValueError("`reference` must hold draws of the latents, but was empty.")
-        try:
-            with torch.no_grad(), poutine.block():
-                chains = _split_chains(self.model, self.call, reference)
-        except ValueError as error:
-            raise ValueError(str(error).replace("`posterior`", "`reference`")) from error
-        return {
-            name: self.sites.shaped(name, array, num_lead=2)
-            for name, array in stack_chains(chains).items()
-        }
-
-    # ---------------------------------------------------------------------------------- the weights
-
-    def weigh(
-        self, num_samples: int, num_mixing: int, exact: Mapping[str, np.ndarray] | None
-    ) -> _Weighed:
-        """Weighs the draws of every guide, for both of k-hat and evidence."""
-        options: dict[str, Any] = {"num_mixing": num_mixing, "parallel": self.parallel}
-        found: list[_Weighed] = []
-        for index, guide in enumerate(self.guides):
-            label = f"guide {index + 1} of {len(self.guides)}: " if len(self.guides) > 1 else ""
-            one = _Weighed([], None, None, None)
-            k_hat = run_check("k-hat", self._check_k_hat, one, guide, label, num_samples, options)
-            evidence = run_check(
-                "evidence", self._check_evidence, one, guide, label, exact, options
-            )
-            one.lines = [evidence, k_hat]
-            found.append(one)
-        return max(found, key=_badness)
-
-    def _check_k_hat(
-        self,
-        one: _Weighed,
-        guide: Callable[..., Any],
-        label: str,
-        num_samples: int,
-        options: Mapping[str, Any],
-    ) -> Judgement:
-        self._check_weighable()
-        log_weights = log_importance_weights(
-            self.model,
-            guide,
-            *self.call.args,
-            num_samples=_NUM_REPEATS * num_samples,
-            **options,
-            **self.call.kwargs,
-        )
-        one.log_weights = log_weights.reshape(_NUM_REPEATS, num_samples)
-        values = torch.tensor([pareto_k_hat(repeat) for repeat in one.log_weights])
-        one.k_hat = KHat(float(values.median()), values, effective_share(log_weights))
-        return check_k_hat(one.k_hat, label)
-
-    def _check_evidence(
-        self,
-        one: _Weighed,
-        guide: Callable[..., Any],
-        label: str,
-        exact: Mapping[str, np.ndarray] | None,
-        options: Mapping[str, Any],
-    ) -> Judgement:
-        self._check_weighable()
-        if one.log_weights is None:
-            raise DoesNotApplyError("there are no importance weights, see k-hat")
-        one.evidence = _lower_bounds(one.log_weights.flatten())
-        if exact is not None:
-            one.evidence = self._both_bounds(guide, one.evidence, exact, options)
-        return check_evidence(one.evidence, label)
-
-    def _check_weighable(self) -> None:
-        if not self.sites.guided:
-            raise DoesNotApplyError("the guide draws no latent of the model")
-        if not self.has_evidence:
-            raise DoesNotApplyError("no observations")
-        if self.sites.subsampled:
-            plate = next(iter(self.sites.subsampled.values()))
-            raise DoesNotApplyError(f"the plate {plate!r} subsamples")
-        with torch.no_grad(), poutine.block(), _parameters_of(self.guides, 0):
-            scored = describe_sites(self.model, self.guides[0], self.call, {}, score=True)
-        for name in scored.unscored + scored.unscored_guide:
-            raise DoesNotApplyError(f"the site {name!r} has no log_prob")
-
-    def _both_bounds(
-        self,
-        guide: Callable[..., Any],
-        lower: EvidenceBounds,
-        exact: Mapping[str, np.ndarray],
-        options: Mapping[str, Any],
-    ) -> EvidenceBounds:
-        draws = {
-            name: torch.as_tensor(array.reshape(-1, *self.sites.values[name].shape)).to(
-                self.sites.values[name].device
-            )
-            for name, array in exact.items()
-        }
-        step = math.ceil(len(next(iter(draws.values()))) / _MOST_EXACT)
-        return evidence_bounds(
-            self.model,
-            guide,
-            *self.call.args,
-            num_importance=lower.num_importance.tolist(),
-            posterior={name: value[::step] for name, value in draws.items()},
-            **options,
-            **self.call.kwargs,
-        )
-
-    # ------------------------------------------------------------------------------------ the draws
-
-    def check_loo(self) -> Judgement:
-        if not self.sites.observed:
-            raise DoesNotApplyError("no observations")
-        if "posterior" not in self.data:
-            raise DoesNotApplyError("no draws of a posterior")
-        if self.unscored is not None:
-            raise self.unscored
-        names = list(_arrays(self.data, "log_likelihood"))
-        if not names:
-            left = [name for name in self.sites.latent if name not in self.sites.guided]
-            self._check_observed()
-            raise DoesNotApplyError(
-                f"the latent {left[0]!r} is not among the draws of the posterior"
-                if left
-                else "the observations have no log_prob"
-            )
-        return check_loo(self.data, names, bool(self.guides))
-
-    def _check_observed(self) -> None:
-        if not self.sites.observed:
-            raise DoesNotApplyError("no observations")
-        for name in self.sites.observed:
-            if name in self.sites.subsampled:
-                raise DoesNotApplyError(f"the plate {self.sites.subsampled[name]!r} subsamples")
-
-    def check_predictive(self) -> Judgement:
-        self._check_observed()
-        if not self.observations:
-            raise DoesNotApplyError("no predictions of the observations")
-        observed = {name: data for name, (data, _) in self.observations.items()}
-        return check_predictive(observed, {n: draws for n, (_, draws) in self.observations.items()})
-
-    def check_pit(self) -> Judgement:
-        self._check_observed()
-        found = {
-            name: pair
-            for name, pair in self.observations.items()
-            if name in self.independent and pair[0].size > 1
-        }
-        if not found:
-            raise DoesNotApplyError("no site has several observations, independent given latents")
-        return check_pit(
-            {n: x for n, (x, _) in found.items()}, {n: y for n, (_, y) in found.items()}
-        )
-
-    def check_prior(self) -> Judgement:
-        prior, posterior = _arrays(self.data, "prior"), _arrays(self.data, "posterior")
-        if not posterior:
-            raise DoesNotApplyError("no draws of a posterior")
-        names = [name for name in self.sites.latent if name in prior and name in posterior]
-        if not names:
-            raise DoesNotApplyError("the prior cannot be drawn from")
-        return check_prior(
-            entries_of({name: posterior[name] for name in names}),
-            entries_of({name: prior[name] for name in names}),
-        )
-
-    def check_reference(self, reference: Mapping[str, np.ndarray]) -> Judgement:
-        if not reference:
-            raise DoesNotApplyError("none given")
-        posterior = _arrays(self.data, "posterior")
-        names = [name for name in reference if name in posterior]
-        if not names:
-            raise DoesNotApplyError("no draws of a posterior")
-        return check_reference(
-            entries_of({name: posterior[name] for name in names}),
-            entries_of({name: reference[name] for name in names}),
-        )
-
-
-def _check_sbc(sbc: SBC | None) -> Judgement:
-    if sbc is None:
-        raise DoesNotApplyError("none given")
-    return check_sbc(sbc)
-
-
-def _lower_bounds(log_weights: Tensor) -> EvidenceBounds:
-    """Averages the same weights in groups of K."""
-    sizes, means, errors = [], [], []
-    for size in _NUM_IMPORTANCE:
-        count = len(log_weights) // size
-        if count < _LEAST_GROUPS:
-            continue
-        bounds = log_weights[: count * size].reshape(count, size).logsumexp(1) - math.log(size)
-        sizes.append(size)
-        means.append(float(bounds.mean()))
-        errors.append(float(bounds.std()) / math.sqrt(count))
-    lower, error = (torch.tensor(values, dtype=torch.float64) for values in (means, errors))
-    return EvidenceBounds(torch.tensor(sizes), lower, error, None, None)
-
-
-def _badness(found: _Weighed) -> tuple[int, float]:
-    verdict = worst([line.verdict for line in found.lines])
-    return VERDICTS.index(verdict), -found.k_hat.effective_share if found.k_hat else 0.0
-
-
-def _has_independent_entries(fn: Any) -> bool:
-    """Tells whether no entry of a draw depends on another."""
-    while fn.event_dim and (isinstance(fn, Independent) or hasattr(fn, "_mask")):
-        fn = fn.base_dist
-    return not fn.event_dim
-
-
-# ---------------------------------------------------------------------------------------- the draws
-
-
-def _arrays(data: Any, group: str) -> dict[str, np.ndarray]:
-    if group not in data:
-        return {}
-    return {name: variable.values for name, variable in data[group].data_vars.items()}
-
-
-def _observations(data: Any, nodes: Mapping[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Pairs the data ``[n]`` of each site with draws ``[S, n]``; what a mask hides is left out."""
-    found = {}
-    draws = _arrays(data, "posterior_predictive")
-    for name, observed in _arrays(data, "observed_data").items():
-        if name not in draws:
-            continue
-        flat = draws[name].reshape(math.prod(draws[name].shape[:2]), -1)
-        flat = flat.astype(np.result_type(flat.dtype, np.float32), copy=False)
-        values = observed.reshape(-1).astype(flat.dtype)
-        used = _unmasked(nodes[name]).reshape(-1) & np.isfinite(values)
-        if used.any():
-            found[name] = values[used], flat[:, used]
-    return found
-
-
-def _unmasked(node: Any) -> np.ndarray:
-    """Tells which entries of an observed value are data."""
-    shape, fn = node["value"].shape, node["fn"]
-    used = torch.ones(shape[: len(shape) - fn.event_dim], dtype=torch.bool)
-    for mask in (node["mask"], getattr(fn, "_mask", None)):
-        if mask is not None:
-            used = used & torch.as_tensor(mask).cpu()
-    return used.reshape([*used.shape, *[1] * fn.event_dim]).expand(shape).numpy()
-
-
 def _name(model: Callable[..., Any], guides: list[Callable[..., Any]]) -> str:
     names = [getattr(one, "__name__", type(one).__name__) for one in (model, *guides[:1])]
     if len(guides) > 1:
         names[-1] += f" (of {len(guides)})"
     return ", ".join(names)
-
-
-# ----------------------------------------------------------------------------------- what is asked
 
 
 def _as_list(guide: Any) -> list[Callable[..., Any]]:

@@ -1,6 +1,5 @@
 """Reports on fits that are good, and on fits that are bad in one known way each."""
 
-import importlib
 import math
 
 import numpy as np
@@ -9,8 +8,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoMultivariateNormal
+from pyro.optim import ClippedAdam
 
-from pyro_sig.diagnostics import SBC, ReportLine, _report_checks, _report_page, report
+from pyro_sig.diagnostics import SBC, ReportLine, _report_checks, _report_fit, _report_page, report
 from pyro_sig.distributions import Implicit, SemiImplicit
 
 NAMES = ["evidence", "k-hat", "chains", "LOO", "predictive", "PIT", "prior", "reference", "SBC"]
@@ -375,9 +377,7 @@ def test_a_check_that_raises_leaves_the_others(monkeypatch, capsys):
         raise RuntimeError("it broke\nhere")
 
     monkeypatch.setattr(_report_checks, "uniformity_test", broken)
-    # The package has the function under the name of its module.
-    module = importlib.import_module("pyro_sig.diagnostics.report")
-    monkeypatch.setattr(module, "log_importance_weights", broken)
+    monkeypatch.setattr(_report_fit, "log_importance_weights", broken)
     found = report(line, exact, DOSE, **(OPTIONS | {"quiet": False}))
     lines = by_name(found)
     for name in ("PIT", "k-hat"):
@@ -452,3 +452,22 @@ def test_dependent_reference_draws_are_asked_about():
     entries = [_report_checks.Entries(["z"], x.double().numpy()[None]) for x in (draws, repeated)]
     _, verdict, text = _report_checks.check_reference(*entries)
     assert verdict == "look" and "dependent draws" in text
+
+
+def test_two_trained_guides_of_one_class_keep_their_own_weights():
+    """Modules of one class share the names of their parameters: each is weighed with its own."""
+
+    def trained(seed):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(seed)
+        guide = AutoMultivariateNormal(line)
+        elbo = Trace_ELBO(num_particles=20, vectorize_particles=True, max_plate_nesting=1)
+        svi = SVI(line, guide, ClippedAdam({"lr": 0.03, "lrd": 0.99}), elbo)
+        for _ in range(300):
+            svi.step(DOSE)
+        return guide
+
+    found = report(line, [trained(0), trained(1)], DOSE, **OPTIONS)
+    lines = by_name(found)
+    assert lines["k-hat"].verdict == lines["chains"].verdict == "good"
+    assert "2 independent trainings agree" in lines["chains"].text
