@@ -37,7 +37,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
-from pyro_sig.diagnostics import sliced_wasserstein, to_inference_data
+from pyro_sig.diagnostics import draw_matrix, sliced_wasserstein, to_inference_data
 from pyro_sig.distributions import FixedMixture, Implicit, SemiImplicit
 from pyro_sig.infer import SIG_ELBO, fit, train
 from pyro_sig.nn import MLP
@@ -314,15 +314,9 @@ def infer_schools(
     }
 
 
-def matrix(data: Any) -> Tensor:
-    """Return draws of all effects, shape [draws, schools]."""
-    effects = data["posterior"]["effect"].values
-    return torch.from_numpy(effects.reshape(-1, effects.shape[-1]))
-
-
 def compare_routes(found: dict[str, Any]) -> dict[str, Any]:
     """Compare the two posteriors of the effects, in units of the posterior spread."""
-    exact, ours = matrix(found["NUTS"]), matrix(found["fit"])
+    exact, ours = (draw_matrix(found[route], ["effect"]) for route in ("NUTS", "fit"))
     scale = exact.std(0)
     halves = exact[: len(exact) // 2] / scale, exact[len(exact) // 2 :] / scale
     r_hat = az.summary(found["NUTS"], kind="diagnostics", round_to="none")["r_hat"]
@@ -384,7 +378,7 @@ def draw_schools(found: dict[str, dict[str, Any]], path: Path) -> None:
     shifts = iter((-0.15, 0.0, 0.15, 0.3))
     for name, result in found.items():
         for route, style in (("NUTS", "o"), ("fit", "s")):
-            draws = matrix(result[route])
+            draws = draw_matrix(result[route], ["effect"])
             low, middle, high = draws.quantile(draws.new_tensor([0.1, 0.5, 0.9]), 0)
             filled = COLOURS[name] if route == "NUTS" else "white"
             axis.errorbar(

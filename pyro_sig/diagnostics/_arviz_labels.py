@@ -16,8 +16,6 @@ from torch import Tensor
 from pyro_sig import __version__
 from pyro_sig.diagnostics._program_sites import Sites
 
-Draws = Mapping[str, "Tensor | np.ndarray"]
-
 
 def to_numpy(value: Tensor | np.ndarray) -> np.ndarray:
     """Copies to the host, in a dtype that NetCDF knows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pyro
@@ -54,3 +54,10 @@ def refuse_foreign_parameters(guide: Callable[..., Any]) -> None:
                 "loading a store. To draw from the guide as it is, call pyro.clear_param_store() "
                 "first; to give it the stored parameters, call it once"
             )
+
+
+@contextmanager
+def parameters_of(guides: list[Callable[..., Any]], index: int) -> Iterator[None]:
+    # A single guide reads the store, as everywhere in Pyro.
+    with own_parameters(guides[index]) if len(guides) > 1 else nullcontext():
+        yield

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
@@ -96,37 +95,6 @@ class Release(UnconditionMessenger):
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["infer"].get("_deterministic"):
             super()._pyro_sample(msg)
-
-
-class FirstDraw(Messenger):
-    """Conditions on the first of given draws, and finds what leads the shape of each.
-
-    The site knows its own shape; what is left of it in front counts chains and draws.
-    """
-
-    def __init__(self, draws: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.draws = draws
-        self.leads: dict[str, tuple[int, ...]] = {}
-
-    def _pyro_sample(self, msg: Any) -> None:
-        name, fn = msg["name"], msg["fn"]
-        if name not in self.draws or msg["is_observed"]:
-            return
-        value = self.draws[name]
-        shape = tuple(fn.batch_shape + fn.event_shape)
-        lead = tuple(value.shape[: max(0, value.dim() - len(shape))])
-        # Predictive pads what is outside of the plates by dimensions of size 1.
-        lead = lead[:1] if all(size == 1 for size in lead[1:]) else lead
-        if len(lead) not in (1, 2) or 0 in lead or value.numel() != int(np.prod(lead + shape)):
-            raise ValueError(
-                "`posterior` must hold at least one draw, of shape [draws, ...] or "
-                f"[chains, draws, ...] with the shape {shape} of the site {name!r} behind, but "
-                f"that was {tuple(value.shape)}."
-            )
-        self.leads[name] = lead
-        msg["value"] = value.reshape(-1, *shape)[0]
-        msg["is_observed"] = True
 
 
 def describe_sites(

@@ -13,7 +13,9 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Independent
 
-from pyro_sig.diagnostics._arviz_labels import Draws, stack_chains
+from pyro_sig.diagnostics._arviz_labels import stack_chains
+from pyro_sig.diagnostics._given_draws import Draws, check_tensors, split_chains
+from pyro_sig.diagnostics._guide_parameters import parameters_of
 from pyro_sig.diagnostics._program_sites import Call, Sites, describe_sites, scored_sites
 from pyro_sig.diagnostics._report_checks import (
     VERDICTS,
@@ -35,7 +37,6 @@ from pyro_sig.diagnostics._report_checks import (
 )
 from pyro_sig.diagnostics.evidence_bounds import EvidenceBounds, evidence_bounds, lower_bounds
 from pyro_sig.diagnostics.importance import log_importance_weights
-from pyro_sig.diagnostics.inference_data import _check_tensors, _parameters_of, _split_chains
 from pyro_sig.diagnostics.k_hat import KHat, summarise_weights
 from pyro_sig.diagnostics.sbc import SBC
 
@@ -71,9 +72,11 @@ class ReportedFit:
         self.model, self.guides, self.call = model, guides, call
         self.parallel, self.data, self.unscored = parallel, data, unscored
         with torch.no_grad(), poutine.block():
-            given = {} if posterior is None else _split_chains(model, call, posterior)[0]
+            given = (
+                {} if posterior is None else split_chains(model, call, "posterior", posterior)[0]
+            )
             first = {name: value[0] for name, value in given.items()}
-            with _parameters_of(guides, 0):
+            with parameters_of(guides, 0):
                 guide = guides[0] if guides else None
                 self.sites: Sites = describe_sites(model, guide, call, first, score=False)
                 if guide is not None:
@@ -93,14 +96,11 @@ class ReportedFit:
 
     def split(self, reference: Draws) -> dict[str, np.ndarray]:
         """Reads the reference into arrays as those of the posterior."""
-        _check_tensors("reference", reference)
+        check_tensors("reference", reference)
         if not reference:
             raise ValueError("`reference` must hold draws of the latents, but was empty.")
-        try:
-            with torch.no_grad(), poutine.block():
-                chains = _split_chains(self.model, self.call, reference)
-        except ValueError as error:
-            raise ValueError(str(error).replace("`posterior`", "`reference`")) from error
+        with torch.no_grad(), poutine.block():
+            chains = split_chains(self.model, self.call, "reference", reference)
         return {
             name: self.sites.shaped(name, array, num_lead=2)
             for name, array in stack_chains(chains).items()
@@ -117,7 +117,7 @@ class ReportedFit:
         for index, guide in enumerate(self.guides):
             label = f"guide {index + 1} of {len(self.guides)}: " if len(self.guides) > 1 else ""
             one = Weighed([], None, None, None)
-            with _parameters_of(self.guides, index):
+            with parameters_of(self.guides, index):
                 k_hat = run_check(
                     "k-hat", self._check_k_hat, one, guide, label, num_samples, options
                 )
@@ -175,7 +175,7 @@ class ReportedFit:
         if self.sites.subsampled:
             plate = next(iter(self.sites.subsampled.values()))
             raise DoesNotApplyError(f"the plate {plate!r} subsamples")
-        with torch.no_grad(), poutine.block(), _parameters_of(self.guides, 0):
+        with torch.no_grad(), poutine.block(), parameters_of(self.guides, 0):
             scored = describe_sites(self.model, self.guides[0], self.call, {}, score=True)
         for name in scored.unscored + scored.unscored_guide:
             raise DoesNotApplyError(f"the site {name!r} has no log_prob")

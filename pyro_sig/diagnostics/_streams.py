@@ -1,10 +1,14 @@
-"""Random streams apart from the user's."""
+"""Random streams apart from the user's, and the user's as it was."""
 
 from __future__ import annotations
 
+import random
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
+import pyro
 import torch
 
 
@@ -21,3 +25,20 @@ def own_stream(name: str, seed: int) -> torch.Generator:
         raise ValueError(f"`seed` must be an integer of at least 0, but was {seed!r}.")
     state = np.random.SeedSequence([zlib.crc32(name.encode()), seed]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
+
+
+@contextmanager
+def random_state(seed: int | None) -> Iterator[None]:
+    if seed is None:
+        yield
+        return
+    # pyro.set_rng_seed seeds all of these.
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    # Named devices: by default torch warns where there are several.
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            pyro.set_rng_seed(seed)
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

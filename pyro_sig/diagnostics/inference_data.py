@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from pyro import poutine
-from torch import Tensor
 
 from pyro_sig.diagnostics._arviz_labels import (
-    Draws,
     export,
     label_pointwise,
     stack_chains,
     to_numpy,
 )
-from pyro_sig.diagnostics._guide_parameters import own_parameters, refuse_foreign_parameters
+from pyro_sig.diagnostics._given_draws import Draws, check_tensors, split_chains
+from pyro_sig.diagnostics._guide_parameters import parameters_of, refuse_foreign_parameters
 from pyro_sig.diagnostics._program_draws import Runner, check_guides_differ
-from pyro_sig.diagnostics._program_sites import Call, FirstDraw, Release, Sites, describe_sites
+from pyro_sig.diagnostics._program_sites import Call, Sites, describe_sites
+from pyro_sig.diagnostics._streams import random_state
 
 __all__ = ["draws_to_inference_data", "to_inference_data"]
 
-# Simulation-based calibration draws its data by it.
-_Release = Release
 
 # What a draw of the posterior has one of.
 _BY_POSTERIOR_DRAW = ("log_likelihood", "sample_stats")
@@ -148,9 +143,9 @@ def to_inference_data(
     guides = _check_arguments(model, guide, num_samples, posterior, log_likelihood)
     call = Call(args, kwargs)
     groups: dict[str, dict[str, np.ndarray]] = {}
-    with _random_state(seed), torch.no_grad(), poutine.block():
-        given = [] if posterior is None else _split_chains(model, call, posterior)
-        with _parameters_of(guides, 0):
+    with random_state(seed), torch.no_grad(), poutine.block():
+        given = [] if posterior is None else split_chains(model, call, "posterior", posterior)
+        with parameters_of(guides, 0):
             sites = describe_sites(
                 model,
                 guides[0] if guides else None,
@@ -175,7 +170,7 @@ def to_inference_data(
         for index in range(max(len(guides), len(given))):
             if guides:
                 runner = Runner(sites, call, num_samples, parallel)
-                with _parameters_of(guides, index):
+                with parameters_of(guides, index):
                     draws, log_prob = runner.guide(guides[index], inferred, with_log_q)
                 given.append(draws)
                 log_q.append({"log_q": log_prob})
@@ -302,7 +297,7 @@ def draws_to_inference_data(
     for group, values in groups.items():
         if values is None:
             continue
-        _check_tensors(group, values)
+        check_tensors(group, values)
         arrays[group] = {name: to_numpy(value) for name, value in values.items()}
         if group == "observed_data" or not values:
             continue
@@ -375,7 +370,7 @@ def _check_arguments(
     if posterior is not None:
         if guides:
             raise ValueError("`posterior` must be None where a `guide` is given, but was not.")
-        _check_tensors("posterior", posterior)
+        check_tensors("posterior", posterior)
         if not posterior:
             raise ValueError("`posterior` must hold draws of the latents, but was empty.")
     if log_likelihood not in (None, True, False):
@@ -383,62 +378,6 @@ def _check_arguments(
             f"`log_likelihood` must be True, False or None, but was {log_likelihood!r}."
         )
     return guides
-
-
-def _check_tensors(argument: str, values: Draws) -> None:
-    if not isinstance(values, Mapping):
-        raise ValueError(
-            f"`{argument}` must be a dict of tensors by name, but was {type(values).__name__}."
-        )
-    for name, value in values.items():
-        if not isinstance(value, (Tensor, np.ndarray)):
-            raise ValueError(
-                f"`{argument}` must hold tensors or arrays, "
-                f"but {name!r} was {type(value).__name__}."
-            )
-
-
-def _split_chains(
-    model: Callable[..., Any], call: Call, posterior: Draws
-) -> list[dict[str, Tensor]]:
-    """Reads draws of shape ``[draws, *]`` or ``[chains, draws, *]``, chain by chain."""
-    tensors = {name: torch.as_tensor(value) for name, value in posterior.items()}
-    for name, value in tensors.items():
-        num_bad = int((~value.isfinite()).sum())
-        if num_bad:
-            raise ValueError(
-                f"`posterior` must be finite, but {name!r} was infinite or NaN in {num_bad} of "
-                f"{value.numel()} entries."
-            )
-    first = FirstDraw(tensors)
-    trace: Any = call.trace(first(model))
-    unknown = [n for n in tensors if n not in first.leads and n not in trace.nodes]
-    observed = [n for n in tensors if n not in first.leads and n not in unknown]
-    observed = [n for n in observed if not trace.nodes[n]["infer"].get("_deterministic")]
-    if unknown or observed:
-        raise ValueError(
-            "`posterior` must hold draws of the latents of `model`, but held "
-            f"{', '.join(map(repr, unknown + observed))}."
-        )
-    leads = {name: lead if len(lead) == 2 else (1, *lead) for name, lead in first.leads.items()}
-    if len(set(leads.values())) != 1:
-        raise ValueError(
-            "`posterior` must hold the same numbers of chains and draws of every latent, but these "
-            f"were {leads}."
-        )
-    chains: list[dict[str, Tensor]] = [{} for _ in range(next(iter(leads.values()))[0])]
-    for name, lead in leads.items():
-        shape = tuple(trace.nodes[name]["value"].shape)
-        for chain, value in zip(chains, tensors[name].reshape(lead + shape), strict=True):
-            chain[name] = value
-    return chains
-
-
-@contextmanager
-def _parameters_of(guides: list[Callable[..., Any]], index: int) -> Iterator[None]:
-    # A single guide reads the store, as everywhere in Pyro.
-    with own_parameters(guides[index]) if len(guides) > 1 else nullcontext():
-        yield
 
 
 def _pointwise_sites(sites: Sites, log_likelihood: bool | None) -> list[str]:
@@ -482,20 +421,3 @@ def _joint_densities(sites: Sites, has_guide: bool, sample_stats: bool) -> tuple
 
 
 # ---------------------------------------------------------------------------------------- the draws
-
-
-@contextmanager
-def _random_state(seed: int | None) -> Iterator[None]:
-    if seed is None:
-        yield
-        return
-    # pyro.set_rng_seed seeds all of these.
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    # Named devices: by default torch warns where there are several.
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        try:
-            pyro.set_rng_seed(seed)
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pyro_sig.diagnostics._arviz_labels import Draws
+from pyro_sig.diagnostics._given_draws import Draws
 from pyro_sig.diagnostics._program_sites import Call
 from pyro_sig.diagnostics._report_checks import (
     ReportLine,
@@ -25,8 +25,9 @@ from pyro_sig.diagnostics._report_checks import (
 )
 from pyro_sig.diagnostics._report_fit import ReportedFit, Weighed, arrays_of, check_calibration
 from pyro_sig.diagnostics._report_page import draw_page
+from pyro_sig.diagnostics._streams import random_state
 from pyro_sig.diagnostics.evidence_bounds import EvidenceBounds
-from pyro_sig.diagnostics.inference_data import _random_state, to_inference_data
+from pyro_sig.diagnostics.inference_data import to_inference_data
 from pyro_sig.diagnostics.k_hat import KHat
 from pyro_sig.diagnostics.sbc import SBC
 from pyro_sig.distributions.components import check_positive
@@ -214,7 +215,7 @@ def report(
     """
     _check_arguments(guide, num_samples, posterior, exact, reference, sbc, num_mixing, path)
     call = Call(args, kwargs)
-    with _random_state(seed), _without_known_warnings():
+    with random_state(seed), _without_known_warnings():
         # What it refuses without scores is an error of the caller.
         options: dict[str, Any] = {"num_samples": num_samples, "parallel": parallel}
         options |= {"posterior": posterior, "attrs": {} if seed is None else {"seed": seed}}

@@ -15,8 +15,8 @@ from torch.distributions import Independent
 
 from pyro_sig.diagnostics._program_sites import Release
 from pyro_sig.diagnostics._rank_plot import plot_ranks, short_p_value
-from pyro_sig.diagnostics.inference_data import _random_state
-from pyro_sig.diagnostics.uniformity import _check_ranks, uniformity_test
+from pyro_sig.diagnostics._streams import random_state
+from pyro_sig.diagnostics.uniformity import check_ranks, uniformity_test
 from pyro_sig.distributions.components import check_positive
 
 __all__ = ["SBC", "log_likelihood_of", "sbc", "sbc_ranks"]
@@ -50,7 +50,7 @@ class SBC:
                 f"but was {type(self.ranks).__name__} {self.ranks!r}."
             )
         for name, ranks in self.ranks.items():
-            _check_ranks(f"ranks[{name!r}]", ranks, self.num_draws)
+            check_ranks(f"ranks[{name!r}]", ranks, self.num_draws)
         lengths = {name: len(ranks) for name, ranks in self.ranks.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"`ranks` must have one number of rows, but these were {lengths}.")
@@ -237,7 +237,7 @@ def sbc(
     rows: list[dict[str, Tensor]] = []
     shapes: dict[str, torch.Size] = {}
     num_draws = 0
-    with _random_state(seed), tqdm(total=num_simulations, desc="SBC", disable=not progress) as bar:
+    with random_state(seed), tqdm(total=num_simulations, desc="SBC", disable=not progress) as bar:
         for simulation in range(num_simulations):
             truths, observations = _simulate(model, args, kwargs)
             if simulation == 0:

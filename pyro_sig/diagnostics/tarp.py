@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_sig.diagnostics._rank_plot import plot_ranks, short_p_value
 from pyro_sig.diagnostics._streams import own_stream
 from pyro_sig.diagnostics.sbc import sbc_ranks
-from pyro_sig.diagnostics.uniformity import _check_ranks, uniformity_test
+from pyro_sig.diagnostics.uniformity import check_ranks, uniformity_test
 from pyro_sig.distributions.components import check_positive
 
 __all__ = ["TARP", "tarp"]
@@ -38,7 +38,7 @@ class TARP:
         :raises ValueError: if the ranks are not integers from 0 to S of shape ``[N]``.
         """
         check_positive("num_draws", self.num_draws)
-        _check_ranks("ranks", self.ranks, self.num_draws)
+        check_ranks("ranks", self.ranks, self.num_draws)
         if self.ranks.dim() != 1:
             raise ValueError(f"`ranks` must be of shape [N], but was {tuple(self.ranks.shape)}.")
 

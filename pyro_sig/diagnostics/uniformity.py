@@ -87,7 +87,7 @@ def uniformity_test(
         True
     """
     _check_numbers(num_draws, num_points, num_simulations)
-    _check_ranks("ranks", ranks, num_draws)
+    check_ranks("ranks", ranks, num_draws)
     num_ranks = len(ranks)
     columns = ranks.detach().reshape(num_ranks, -1).long().cpu().mT.contiguous().sort().values
     cuts = _cuts(num_draws, num_points)
@@ -165,7 +165,7 @@ def _check_numbers(num_draws: int, num_points: int, num_simulations: int) -> Non
     check_positive("num_simulations", num_simulations)
 
 
-def _check_ranks(name: str, ranks: Tensor, num_draws: int) -> None:
+def check_ranks(name: str, ranks: Tensor, num_draws: int) -> None:
     if not isinstance(ranks, Tensor) or ranks.dim() == 0 or ranks.numel() == 0:
         was = tuple(ranks.shape) if isinstance(ranks, Tensor) else type(ranks).__name__
         raise ValueError(f"`{name}` must be a tensor of shape [N, *], not empty, but was {was}.")

@@ -1,0 +1,96 @@
+"""Draws of a program's latents that stand in for a guide's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_sig.diagnostics._program_sites import Call
+
+Draws = Mapping[str, "Tensor | np.ndarray"]
+
+
+def check_tensors(argument: str, values: Draws) -> None:
+    if not isinstance(values, Mapping):
+        raise ValueError(
+            f"`{argument}` must be a dict of tensors by name, but was {type(values).__name__}."
+        )
+    for name, value in values.items():
+        if not isinstance(value, (Tensor, np.ndarray)):
+            raise ValueError(
+                f"`{argument}` must hold tensors or arrays, "
+                f"but {name!r} was {type(value).__name__}."
+            )
+
+
+def split_chains(
+    model: Callable[..., Any], call: Call, argument: str, draws: Draws
+) -> list[dict[str, Tensor]]:
+    """Reads draws of shape ``[draws, *]`` or ``[chains, draws, *]``, chain by chain."""
+    tensors = {name: torch.as_tensor(value) for name, value in draws.items()}
+    for name, value in tensors.items():
+        num_bad = int((~value.isfinite()).sum())
+        if num_bad:
+            raise ValueError(
+                f"`{argument}` must be finite, but {name!r} was infinite or NaN in {num_bad} of "
+                f"{value.numel()} entries."
+            )
+    first = _FirstDraw(argument, tensors)
+    trace: Any = call.trace(first(model))
+    unknown = [n for n in tensors if n not in first.leads and n not in trace.nodes]
+    observed = [n for n in tensors if n not in first.leads and n not in unknown]
+    observed = [n for n in observed if not trace.nodes[n]["infer"].get("_deterministic")]
+    if unknown or observed:
+        raise ValueError(
+            f"`{argument}` must hold draws of the latents of `model`, but held "
+            f"{', '.join(map(repr, unknown + observed))}."
+        )
+    leads = {name: lead if len(lead) == 2 else (1, *lead) for name, lead in first.leads.items()}
+    if len(set(leads.values())) != 1:
+        raise ValueError(
+            f"`{argument}` must hold the same numbers of chains and draws of every latent, but "
+            f"these were {leads}."
+        )
+    chains: list[dict[str, Tensor]] = [{} for _ in range(next(iter(leads.values()))[0])]
+    for name, lead in leads.items():
+        shape = tuple(trace.nodes[name]["value"].shape)
+        for chain, value in zip(chains, tensors[name].reshape(lead + shape), strict=True):
+            chain[name] = value
+    return chains
+
+
+class _FirstDraw(Messenger):
+    """Conditions on the first of given draws, and finds what leads the shape of each.
+
+    The site knows its own shape; what is left of it in front counts chains and draws.
+    """
+
+    def __init__(self, argument: str, draws: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.argument = argument
+        self.draws = draws
+        self.leads: dict[str, tuple[int, ...]] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name, fn = msg["name"], msg["fn"]
+        if name not in self.draws or msg["is_observed"]:
+            return
+        value = self.draws[name]
+        shape = tuple(fn.batch_shape + fn.event_shape)
+        lead = tuple(value.shape[: max(0, value.dim() - len(shape))])
+        # Predictive pads what is outside of the plates by dimensions of size 1.
+        lead = lead[:1] if all(size == 1 for size in lead[1:]) else lead
+        if len(lead) not in (1, 2) or 0 in lead or value.numel() != int(np.prod(lead + shape)):
+            raise ValueError(
+                f"`{self.argument}` must hold at least one draw, of shape [draws, ...] or "
+                f"[chains, draws, ...] with the shape {shape} of the site {name!r} behind, but "
+                f"that was {tuple(value.shape)}."
+            )
+        self.leads[name] = lead
+        msg["value"] = value.reshape(-1, *shape)[0]
+        msg["is_observed"] = True
