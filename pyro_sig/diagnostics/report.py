@@ -199,7 +199,7 @@ def report(
 
     Example::
 
-        >>> import pyro, pyro.distributions as dist
+        >>> import pyro, pyro.distributions as dist, torch
         >>> def model(data):
         ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("row", len(data)):

@@ -101,7 +101,7 @@ def sliced_wasserstein_test(
 
         >>> x, y = torch.arange(20.0), torch.arange(100.0, 120.0)  # nothing in common
         >>> sliced_wasserstein_test(x, y, num_permutations=99)
-        TwoSampleTest(statistic=100.0, p_value=0.01)
+        TwoSampleTest(statistic=100, p_value=0.01)
     """
     x, y = check_samples(x, y)
     with torch.no_grad():
