@@ -172,6 +172,9 @@ class ReportedFit:
             raise DoesNotApplyError("the guide draws no latent of the model")
         if not self.has_evidence:
             raise DoesNotApplyError("no observations")
+        left = [name for name in self.sites.latent if name not in self.sites.guided]
+        if left:  # weights would judge its prior as a proposal
+            raise DoesNotApplyError(f"the latent {left[0]!r} is left to the model")
         if self.sites.subsampled:
             plate = next(iter(self.sites.subsampled.values()))
             raise DoesNotApplyError(f"the plate {plate!r} subsamples")

@@ -471,3 +471,23 @@ def test_two_trained_guides_of_one_class_keep_their_own_weights():
     lines = by_name(found)
     assert lines["k-hat"].verdict == lines["chains"].verdict == "good"
     assert "2 independent trainings agree" in lines["chains"].text
+
+
+def test_a_guide_of_some_latents_is_not_blamed_for_the_others():
+    """An implicit site beside an ordinary latent: no weights, and everything else runs."""
+    noise = dist.Normal(torch.zeros(()), 1.0)
+
+    def model(dose):
+        slope = pyro.sample("slope", dist.Normal(0.0, 2.0))
+        with pyro.plate("row", len(dose)):
+            shift = pyro.sample("shift", Implicit(lambda e: 1 + 0.1 * e, noise))
+            pyro.sample("response", dist.Normal(shift + slope * dose, 1.0), obs=RESPONSE)
+
+    def guide(dose):
+        pyro.sample("slope", dist.Normal(0.5, 0.15))
+
+    found = by_name(report(model, guide, DOSE, **OPTIONS))
+    for name in ("evidence", "k-hat"):
+        assert found[name].verdict == "none"
+        assert found[name].text == "the latent 'shift' is left to the model"
+    assert found["predictive"].verdict == found["prior"].verdict == "good"
