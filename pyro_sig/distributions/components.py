@@ -178,8 +178,10 @@ def under_vmap() -> bool:
         >>> under_vmap()
         False
     """
-    stack = torch._C._functorch.get_interpreter_stack()
-    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in stack or ())
+    functorch = torch._C._functorch
+    # Not public: without it a program that holds a mixture is run point by point.
+    stack = getattr(functorch, "get_interpreter_stack", lambda: None)()
+    return any(level.key() == functorch.TransformType.Vmap for level in stack or ())
 
 
 def mixture_moments(components: Distribution) -> tuple[Tensor, Tensor]:
