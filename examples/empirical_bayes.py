@@ -60,6 +60,13 @@ class Settings(NamedTuple):
 SMOKE = Settings(num_steps=20, num_mixing=50, num_psi=10_000)
 RATE, WARM_UP = 0.04, 200
 CHUNK = 100_000
+# The ceiling is drawn broad, so that what lies on it is seen.
+STYLES: dict[str, dict[str, Any]] = {
+    "SIG": {"marker": "o", "markersize": 4, "zorder": 3},
+    "NPMLE": {"marker": "s", "markersize": 9, "linewidth": 4, "alpha": 0.5},
+    "gamma": {"marker": "o"},
+    "Robbins": {"marker": "x", "linestyle": "none"},
+}
 COLOURS = {"SIG": "tab:red", "NPMLE": "tab:green", "gamma": "tab:blue", "Robbins": "black"}
 
 
@@ -268,7 +275,7 @@ def draw_table(name: str, fitted: Fitted, path: Path) -> None:
     draw_counts(axes[1], fitted, TABLES[name])
     for key, values in fitted.means.items():
         shown = values[: TABLES[name].num_shown].cpu().numpy()
-        axes[2].plot(shown, "x" if key == "Robbins" else "o-", color=COLOURS[key], label=key)
+        axes[2].plot(shown, **STYLES[key], color=COLOURS[key], label=key)
     axes[2].set(xlabel=f"{TABLES[name].count} $x$", ylabel=r"$E[\psi\,|\,x]$")
     axes[2].set_title("expected rate given $x$")
     for axis in axes:
@@ -282,11 +289,11 @@ def draw_mixing(axis: Axes, fitted: Fitted) -> None:
     top = 1.5 * float(fitted.npmle.grid[fitted.npmle.weights > 1e-4].max())
     grid = torch.linspace(1e-3, top, 1000)
     share = torch.searchsorted(fitted.psi.sort().values, grid.to(fitted.psi)) / len(fitted.psi)
-    axis.plot(grid, share.cpu(), color=COLOURS["SIG"], label="SIG")
+    axis.plot(grid, share.cpu(), color=COLOURS["SIG"], label="SIG", zorder=3)
     atoms = torch.cat([fitted.npmle.grid, fitted.npmle.grid.new_tensor([top])])
     below = fitted.npmle.weights.cumsum(0)
-    axis.step(atoms, torch.cat([below, below[-1:]]), where="post", color=COLOURS["NPMLE"])
-    axis.lines[-1].set_label("NPMLE")
+    broad = {"color": COLOURS["NPMLE"], "linewidth": 4, "alpha": 0.5, "label": "NPMLE"}
+    axis.step(atoms, torch.cat([below, below[-1:]]), where="post", **broad)
     gamma = fitted.gamma.concentration, (fitted.gamma.rate * grid.to(fitted.gamma.rate))
     axis.plot(grid, torch.special.gammainc(*gamma).cpu(), color=COLOURS["gamma"], label="gamma")
     axis.set(xlim=(0, top), xlabel=r"rate $\psi$", ylabel=r"share of rates below $\psi$")
