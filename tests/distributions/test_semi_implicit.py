@@ -231,14 +231,15 @@ def test_a_drawn_value_keeps_its_psi_0():
 
 
 def test_memory_survives_expansion_later_draws_and_two_sites():
+    """With psi_0 a value lies 5.6 sd off (below -18) once in 5e7 draws; without, a thousand."""
     p = normal_normal(num_mixing=1, mixing_std=1000.0)
     first = p.rsample()
     second = p.rsample((3,))
-    assert p.log_prob(first) > -5 and (p.log_prob(second) > -5).all()
-    assert (p.expand([3]).log_prob(second) > -5).all()
+    assert p.log_prob(first) > -18 and (p.log_prob(second) > -18).all()
+    assert (p.expand([3]).log_prob(second) > -18).all()
     sibling_one, sibling_two = p.expand([3]), p.expand([3])
     z = sibling_one.rsample()
-    assert (sibling_one.log_prob(z) > -5).all()
+    assert (sibling_one.log_prob(z) > -18).all()
     # One object as guide and prior of a plate: the prior's reading counts no psi_0.
     assert (sibling_two.log_prob(z) < -20).any()
 
