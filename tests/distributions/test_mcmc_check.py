@@ -54,7 +54,7 @@ def test_what_is_deterministic_passes():
     assert isinstance(frozen, FixedMixture)
     for law in (lambda: frozen, lambda: SemiImplicit(particles, lambda p: dist.Normal(p, 1.0), 2)):
         kernel = NUTS(latent(law))
-        mcmc = MCMC(kernel, num_samples=20, warmup_steps=20, disable_progbar=True)
+        mcmc = MCMC(kernel, num_samples=50, warmup_steps=100, disable_progbar=True)
         mcmc.run()
         assert mcmc.get_samples()["z"].std() > 0
 
