@@ -26,10 +26,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from _guides import OURS, PYROS, Diverged, add_flags, choice_of, draw, seconds_of, trained
-from posteriordb_models import MODELS, load, load_draws, posteriordb_folder, to_matrix
+from posteriordb_models import MODELS, load, load_draws, posteriordb_folder
 from torch import Tensor
 
-from pyro_sig.diagnostics import sliced_wasserstein
+from pyro_sig.diagnostics import draw_matrix, sliced_wasserstein
 from pyro_sig.infer import NonFiniteLossError
 
 GUIDES = [OURS, *PYROS]
@@ -51,7 +51,7 @@ class Reference:
     def __init__(self, folder: Path, name: str) -> None:
         self.parameters = MODELS[name].parameters
         samples = load_draws(folder, name)
-        draws = to_matrix(samples, self.parameters)
+        draws = draw_matrix(samples, self.parameters)
         self.labels = [
             label
             for parameter in self.parameters
@@ -91,7 +91,7 @@ def compare(name: str, guide_name: str, reference: Reference, args: argparse.Nam
     try:
         found = trained(guide_name, posterior.model, (data,), args.limit, args.seed)
         samples = draw(found.guide, (data,), NUM_SCORED)
-        matrix = to_matrix(posterior.to_parameters(samples), posterior.parameters)
+        matrix = draw_matrix(posterior.to_parameters(samples), posterior.parameters)
         draws = reference.standardise(matrix)
         distance = reference.distance(draws)
     except (Diverged, NonFiniteLossError, ValueError, RuntimeError) as error:

@@ -33,6 +33,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from pyro_sig.datasets import read_posteriordb
+from pyro_sig.diagnostics import draw_matrix
 
 Raw = dict[str, Tensor | int]  # what the Stan program reads
 Data = dict[str, Tensor]  # what the Pyro model reads
@@ -405,11 +406,6 @@ def load_draws(folder: str | os.PathLike[str], name: str) -> Samples:
     return {key: values.flatten(0, 1) for key, values in draws.items()}
 
 
-def to_matrix(samples: Samples, names: tuple[str, ...]) -> Tensor:
-    """Put parameters of shape [S, *] side by side, in the order of the names: shape [S, D]."""
-    return torch.cat([samples[name].reshape(len(samples[name]), -1) for name in names], -1)
-
-
 def posteriordb_folder(data_dir: str | os.PathLike[str] | None) -> Path:
     """Return where the files are, or say how to get them."""
     folder = Path(data_dir or ".") / "posteriordb"
@@ -430,7 +426,7 @@ def main(args: argparse.Namespace) -> None:
     folder = posteriordb_folder(args.data_dir)
     print(f"{'posterior':44}{'dims':>5}{'observed':>10}{'means':>20}{'sds':>20}")
     for name, posterior in MODELS.items():
-        draws = to_matrix(load_draws(folder, name), posterior.parameters)
+        draws = draw_matrix(load_draws(folder, name), posterior.parameters)
         observed = len(load(folder, name)["y"])
         ranges = [
             f"{float(values.min()):.3g} to {float(values.max()):.3g}"

@@ -22,6 +22,7 @@ from pyro.infer.inspect import is_sample_site
 from scipy import stats
 
 from pyro_sig.datasets import posteriordb_names, read_posteriordb
+from pyro_sig.diagnostics import draw_matrix
 
 
 def import_script():
@@ -244,8 +245,8 @@ def test_under_svi(name, dtype, folder):
         if is_sample_site(node):
             assert node["value"].dtype == dtype, key
     samples = {key: trace.nodes[key]["value"].unsqueeze(0) for key in trace.stochastic_nodes}
-    matrix = models.to_matrix(posterior.to_parameters(samples), posterior.parameters)
-    reference = models.to_matrix(models.load_draws(folder, name), posterior.parameters)
+    matrix = draw_matrix(posterior.to_parameters(samples), posterior.parameters)
+    reference = draw_matrix(models.load_draws(folder, name), posterior.parameters)
     assert matrix.shape[1] == reference.shape[1]
 
 
@@ -266,11 +267,11 @@ def test_latents_and_parameters(name, folder):
 # ------------------------------------------------------------------------------------ without data
 
 
-def test_to_matrix():
+def test_parameters_side_by_side():
     samples = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([[3.0, 4.0], [5.0, 6.0]])}
-    assert models.to_matrix(samples, ("b", "a")).tolist() == [[3, 4, 1], [5, 6, 2]]
+    assert draw_matrix(samples, ("b", "a")).tolist() == [[3, 4, 1], [5, 6, 2]]
     particles = {"a": samples["a"][:, None], "b": samples["b"][:, None]}
-    assert models.to_matrix(particles, ("a", "b")).tolist() == [[1, 3, 4], [2, 5, 6]]
+    assert draw_matrix(particles, ("a", "b")).tolist() == [[1, 3, 4], [2, 5, 6]]
 
 
 @pytest.mark.parametrize("length", [1, 2, 5, 16, 21])

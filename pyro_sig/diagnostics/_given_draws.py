@@ -15,6 +15,16 @@ from pyro_sig.diagnostics._program_sites import Call
 Draws = Mapping[str, "Tensor | np.ndarray"]
 
 
+def count_draws(argument: str, draws: Mapping[str, Tensor]) -> int:
+    """Returns how many draws there are of every site, and refuses unequal numbers or none."""
+    lengths = {name: len(value) if value.dim() else 0 for name, value in draws.items()}
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        raise ValueError(
+            f"`{argument}` must hold equally many draws of each site, at least 1, held {lengths}"
+        )
+    return next(iter(lengths.values()))
+
+
 def check_tensors(argument: str, values: Draws) -> None:
     if not isinstance(values, Mapping):
         raise ValueError(

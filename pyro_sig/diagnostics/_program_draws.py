@@ -15,7 +15,6 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
@@ -28,6 +27,7 @@ from pyro_sig.diagnostics._program_sites import (
     sample_sites,
     scored_sites,
     site_log_prob,
+    site_masks,
 )
 
 _ALONE = " To export the draws alone, pass sample_stats=False and log_likelihood=False."
@@ -194,13 +194,11 @@ class Runner:
 
     def _pointwise(self, site: Any) -> tuple[Tensor, Tensor]:
         """The log-density of every observation, unscaled, and which of them are no data."""
-        name, fn, mask = site["name"], site["fn"], site["mask"]
+        name = site["name"]
         log_prob = site_log_prob(site, "model")
-        masks = [mask, fn._mask if isinstance(fn, MaskedDistribution) else None]
         used = torch.ones_like(log_prob, dtype=torch.bool)
-        for m in masks:
-            if m is not None:
-                used = used & m
+        for mask in site_masks(site):
+            used = used & mask
         shape = self.sites.log_prob_shapes[name]
         entries = self._entries(name, torch.where(used, log_prob, 0.0), shape)
         return entries, self._entries(name, used, shape).any(0)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from pyro import poutine
+from pyro.distributions import MaskedDistribution
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
@@ -62,9 +63,25 @@ class Sites:
     # Why the joint weight of a draw would be biased.
     bias: str | None = None
 
+    @property
+    def left(self) -> list[str]:
+        """The latents that are left to the model."""
+        return [name for name in self.latent if name not in self.guided]
+
     def shaped(self, name: str, array: np.ndarray, num_lead: int) -> np.ndarray:
         """Drops the dimensions of the value, after the leading ones, that only align it."""
         return array.squeeze(tuple(num_lead + axis for axis in self.singletons[name]))
+
+    def check_parallel(self) -> None:
+        """Refuses rows that no plate tells from draws.
+
+        :raises ValueError: if a site has such rows.
+        """
+        for name, size in self.unplated.items():
+            raise ValueError(
+                f"`parallel` must be False here, but was True: no plate says that the {size} rows "
+                f"of the site {name!r} are independent."
+            )
 
     def merge_dims(self, dims: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         """Names the dimensions of every site, by its plates and by what the user gave."""
@@ -223,6 +240,12 @@ def scored_sites(trace: Trace, deterministic: bool = False) -> Iterator[tuple[st
             continue
         if deterministic or not site["infer"].get("_deterministic"):
             yield name, site
+
+
+def site_masks(site: Any) -> list[Any]:
+    """Masks that handlers set on a site, or that its law carries."""
+    own = site["fn"]._mask if isinstance(site["fn"], MaskedDistribution) else None
+    return [mask for mask in (site["mask"], own) if mask is not None]
 
 
 def site_log_prob(site: Any, program: str) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,43 @@ _MANY_LINES = 20
 
 # Characters of a name above a panel.
 _LONGEST_NAME = 30
+
+
+class Differences(NamedTuple):
+    """Distribution functions of ranks, and their bands, less the uniform one.
+
+    :param points: from 0 to 1, shape ``[K]``.
+    :param lower: end of the band at every point, shape ``[K]``.
+    :param upper: the other end.
+    :param lines: one for each column of ranks, shape ``[E, K]``.
+    """
+
+    points: Tensor
+    lower: Tensor
+    upper: Tensor
+    lines: Tensor
+
+    def draw_bands(self, axes: Any, **options: Any) -> None:
+        """Fills the bands, and draws the line of uniform ranks."""
+        axes.fill_between(self.points, self.lower, self.upper, color="0.87", linewidth=0, **options)
+        axes.axhline(0.0, color="0.5", linewidth=0.8)
+
+
+def differences_to_uniform(ranks: Tensor, num_draws: int, level: float) -> Differences:
+    """Compares ranks of shape ``[N, E]`` with uniform ones; the bands hold for one line."""
+    num_ranks, num_lines = ranks.shape
+    bands = ecdf_bands(num_ranks, num_draws, level)
+    sorted_ranks = ranks.cpu().long().mT.contiguous().sort().values
+    cuts = bands.ranks.expand(num_lines, -1).contiguous()
+    ecdf = torch.searchsorted(sorted_ranks, cuts, right=True).double() / num_ranks
+
+    def pinned(values: Tensor) -> Tensor:
+        """Less the uniform function, which all of them meet at both ends."""
+        return torch.nn.functional.pad(values - bands.points, (1, 1))
+
+    points = torch.nn.functional.pad(bands.points, (1, 1))
+    points[-1] = 1.0
+    return Differences(points, pinned(bands.lower), pinned(bands.upper), pinned(ecdf))
 
 
 def plot_ranks(
@@ -55,36 +92,25 @@ def plot_ranks(
     for axes in panels[len(ranks) :]:
         axes.remove()
     for i, (axes, (name, of_name)) in enumerate(zip(panels, ranks.items(), strict=False)):
-        num_ranks, num_lines = of_name.shape
-        bands = ecdf_bands(num_ranks, num_draws, 1 - share / num_lines)
-        ends = torch.tensor([0.0, 1.0], dtype=torch.double)
-        points = torch.cat([ends[:1], bands.points, ends[1:]])
-        flat = torch.zeros(1, dtype=torch.double)
-        lower, upper = (
-            torch.cat([flat, band - bands.points, flat]) for band in (bands.lower, bands.upper)
-        )
-        axes.fill_between(points, lower, upper, color="0.87", linewidth=0)
-        axes.axhline(0.0, color="0.5", linewidth=0.8)
-        sorted_ranks = of_name.cpu().long().mT.contiguous().sort().values
-        cuts = bands.ranks.expand(num_lines, -1).contiguous()
-        ecdf = torch.searchsorted(sorted_ranks, cuts, right=True) / num_ranks
-        differences = ecdf.double() - bands.points
+        num_lines = of_name.shape[1]
+        found = differences_to_uniform(of_name, num_draws, 1 - share / num_lines)
+        found.draw_bands(axes)
         rejected = p_values[name] <= share
-        for line, values in enumerate(differences):
+        for line, values in enumerate(found.lines):
             stands_out = line == worst[name]
             axes.plot(
-                points,
-                torch.cat([flat, values, flat]),
+                found.points,
+                values,
                 color=("C3" if rejected else "C0") if stands_out else "C7",
                 linewidth=1.6 if stands_out else 0.7,
                 alpha=1.0 if stands_out else (0.3 if num_lines > _MANY_LINES else 0.6),
                 zorder=3 if stands_out else 2,
             )
         entries = f"{num_lines} entries, " if num_lines > 1 else ""
-        label = f"{_shortened(name)}\n{entries}p = {short_p_value(p_values[name])}"
+        label = f"{shorten(name, _LONGEST_NAME)}\n{entries}p = {short_p_value(p_values[name])}"
         axes.set_title(label.strip(), fontsize="medium")
         axes.set_xlim(0, 1)
-        extent = 1.08 * max(float(x.abs().max()) for x in (lower, upper, differences))
+        extent = 1.08 * max(float(x.abs().max()) for x in found[1:])
         axes.set_ylim(-extent, extent)
         axes.locator_params(axis="y", nbins=5)
         axes.tick_params(labelsize="small")
@@ -101,9 +127,9 @@ def short_p_value(p_value: float) -> str:
     return f"{p_value:.3f}" if p_value >= 0.001 else f"{p_value:.1e}"
 
 
-def _shortened(name: str) -> str:
+def shorten(name: str, longest: int) -> str:
     """Leaves out the middle of a name that would run into the next panel's."""
-    if len(name) <= _LONGEST_NAME:
+    if len(name) <= longest:
         return name
-    half = _LONGEST_NAME // 2
+    half = longest // 2
     return f"{name[: half - 1]}...{name[2 - half :]}"

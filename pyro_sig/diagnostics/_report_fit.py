@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,13 @@ from torch.distributions import Independent
 from pyro_sig.diagnostics._arviz_labels import stack_chains
 from pyro_sig.diagnostics._given_draws import Draws, check_tensors, split_chains
 from pyro_sig.diagnostics._guide_parameters import parameters_of
-from pyro_sig.diagnostics._program_sites import Call, Sites, describe_sites, scored_sites
+from pyro_sig.diagnostics._program_sites import (
+    Call,
+    Sites,
+    describe_sites,
+    scored_sites,
+    site_masks,
+)
 from pyro_sig.diagnostics._report_checks import (
     VERDICTS,
     DoesNotApplyError,
@@ -35,7 +42,7 @@ from pyro_sig.diagnostics._report_checks import (
     run_check,
     worst,
 )
-from pyro_sig.diagnostics.evidence_bounds import EvidenceBounds, evidence_bounds, lower_bounds
+from pyro_sig.diagnostics.evidence_bounds import EvidenceBounds, bounds_of, weigh_draws
 from pyro_sig.diagnostics.importance import log_importance_weights
 from pyro_sig.diagnostics.k_hat import KHat, summarise_weights
 from pyro_sig.diagnostics.sbc import SBC
@@ -162,9 +169,8 @@ class ReportedFit:
             raise DoesNotApplyError("there are no importance weights, see k-hat")
         log_weights = one.log_weights.flatten()
         sizes = [k for k in _NUM_IMPORTANCE if len(log_weights) >= _LEAST_GROUPS * k]
-        one.evidence = lower_bounds(log_weights, sizes)
-        if exact is not None:
-            one.evidence = self._both_bounds(guide, one.evidence, exact, options)
+        known = None if exact is None else self._weigh_exact(guide, exact, options["num_mixing"])
+        one.evidence = bounds_of(log_weights, sizes, known)
         return check_evidence(one.evidence, label)
 
     def _check_weighable(self) -> None:
@@ -172,24 +178,24 @@ class ReportedFit:
             raise DoesNotApplyError("the guide draws no latent of the model")
         if not self.has_evidence:
             raise DoesNotApplyError("no observations")
-        left = [name for name in self.sites.latent if name not in self.sites.guided]
+        left = self.sites.left
         if left:  # weights would judge its prior as a proposal
             raise DoesNotApplyError(f"the latent {left[0]!r} is left to the model")
         if self.sites.subsampled:
             plate = next(iter(self.sites.subsampled.values()))
             raise DoesNotApplyError(f"the plate {plate!r} subsamples")
-        with torch.no_grad(), poutine.block(), parameters_of(self.guides, 0):
-            scored = describe_sites(self.model, self.guides[0], self.call, {}, score=True)
-        for name in scored.unscored + scored.unscored_guide:
+        for name in self._without_density:
             raise DoesNotApplyError(f"the site {name!r} has no log_prob")
 
-    def _both_bounds(
-        self,
-        guide: Callable[..., Any],
-        lower: EvidenceBounds,
-        exact: Mapping[str, np.ndarray],
-        options: Mapping[str, Any],
-    ) -> EvidenceBounds:
+    @cached_property
+    def _without_density(self) -> list[str]:
+        with torch.no_grad(), poutine.block(), parameters_of(self.guides, 0):
+            scored = describe_sites(self.model, self.guides[0], self.call, {}, score=True)
+        return scored.unscored + scored.unscored_guide
+
+    def _weigh_exact(
+        self, guide: Callable[..., Any], exact: Mapping[str, np.ndarray], num_mixing: int
+    ) -> Tensor:
         draws = {
             name: torch.as_tensor(array.reshape(-1, *self.sites.values[name].shape)).to(
                 self.sites.values[name].device
@@ -197,15 +203,9 @@ class ReportedFit:
             for name, array in exact.items()
         }
         step = math.ceil(len(next(iter(draws.values()))) / _MOST_EXACT)
-        return evidence_bounds(
-            self.model,
-            guide,
-            *self.call.args,
-            num_importance=lower.num_importance.tolist(),
-            posterior={name: value[::step] for name, value in draws.items()},
-            **options,
-            **self.call.kwargs,
-        )
+        few = {name: value[::step] for name, value in draws.items()}
+        with torch.no_grad():
+            return weigh_draws(self.model, guide, self.call, few, num_mixing)
 
     # ------------------------------------------------------------------------------------ the draws
 
@@ -218,7 +218,7 @@ class ReportedFit:
             raise self.unscored
         names = list(arrays_of(self.data, "log_likelihood"))
         if not names:
-            left = [name for name in self.sites.latent if name not in self.sites.guided]
+            left = self.sites.left
             self._check_observed()
             raise DoesNotApplyError(
                 f"the latent {left[0]!r} is not among the draws of the posterior"
@@ -328,7 +328,6 @@ def _unmasked(node: Any) -> np.ndarray:
     """Tells which entries of an observed value are data."""
     shape, fn = node["value"].shape, node["fn"]
     used = torch.ones(shape[: len(shape) - fn.event_dim], dtype=torch.bool)
-    for mask in (node["mask"], getattr(fn, "_mask", None)):
-        if mask is not None:
-            used = used & torch.as_tensor(mask).cpu()
+    for mask in site_masks(node):
+        used = used & torch.as_tensor(mask).cpu()
     return used.reshape([*used.shape, *[1] * fn.event_dim]).expand(shape).numpy()

@@ -12,7 +12,7 @@ import torch
 from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
-from pyro_sig.diagnostics._rank_plot import short_p_value
+from pyro_sig.diagnostics._rank_plot import differences_to_uniform, short_p_value, shorten
 from pyro_sig.diagnostics._report_checks import (
     Entries,
     ReportLine,
@@ -23,7 +23,6 @@ from pyro_sig.diagnostics._report_checks import (
 from pyro_sig.diagnostics.evidence_bounds import EvidenceBounds
 from pyro_sig.diagnostics.k_hat import KHat
 from pyro_sig.diagnostics.sbc import SBC
-from pyro_sig.diagnostics.uniformity import ecdf_bands
 
 __all__: list[str] = []
 
@@ -343,30 +342,22 @@ def _draw_weights(axes: Any, log_weights: Tensor, k_hat: KHat) -> None:
 
 def _draw_evidence(axes: Any, evidence: EvidenceBounds) -> None:
     places = range(len(evidence.num_importance))
-    axes.errorbar(
-        places,
-        evidence.lower,
-        2 * evidence.lower_error.nan_to_num(0.0),
-        marker="o",
-        markersize=4,
-        capsize=2,
-        linewidth=1,
-        color=_POSTERIOR,
-        label="lower bound ± 2 SE",
-    )
-    if evidence.upper is not None and evidence.upper_error is not None:
-        axes.errorbar(
-            places,
-            evidence.upper,
-            2 * evidence.upper_error.nan_to_num(0.0),
-            marker="v",
-            markersize=4,
-            capsize=2,
-            linewidth=1,
-            linestyle="--",
-            color="black",
-            label="upper bound ± 2 SE",
-        )
+    for bound, error, label, style in (
+        (evidence.lower, evidence.lower_error, "lower", {"marker": "o", "color": _POSTERIOR}),
+        (evidence.upper, evidence.upper_error, "upper", {"marker": "v", "color": "black"}),
+    ):
+        if bound is not None and error is not None:
+            axes.errorbar(
+                places,
+                bound,
+                2 * error.nan_to_num(0.0),
+                markersize=4,
+                capsize=2,
+                linewidth=1,
+                linestyle="--" if label == "upper" else "-",
+                label=f"{label} bound ± 2 SE",
+                **style,
+            )
     low, high = axes.get_ylim()
     # A bound that is flat but for its noise should look flat: no less than a nat is shown.
     middle, half = (low + high) / 2, max(high - low, 1.0) / 2
@@ -418,7 +409,7 @@ def _prediction(name: str, data: np.ndarray, draws: np.ndarray) -> Callable[[Any
         axes.set_ylim(0, axes.get_ylim()[1] * 1.3)
         axes.set_xlim(bins[0], bins[-1])
         axes.locator_params(axis="x", nbins=5, integer=bool((data == np.round(data)).all()))
-        axes.set_xlabel(_shorten(name), fontsize=7)
+        axes.set_xlabel(shorten(name, _LONGEST_NAME), fontsize=7)
         axes.legend(
             fontsize=6,
             frameon=False,
@@ -438,37 +429,25 @@ def _draw_sbc(axes: Any, sbc: SBC) -> None:
     p_values = sbc.adjusted_p_values
     name = min(p_values, key=lambda quantity: p_values[quantity])
     worst_entry = int(sbc.p_values[name].reshape(-1).argmin())
-    ranks = sbc.ranks[name].reshape(sbc.num_simulations, -1)[:, worst_entry].cpu().long()
+    ranks = sbc.ranks[name].reshape(sbc.num_simulations, -1)[:, worst_entry, None]
     total = sum(values.numel() for values in sbc.p_values.values())
-    bands = ecdf_bands(len(ranks), sbc.num_draws, 1 - 0.05 / total)
-    ends = torch.tensor([0.0, 1.0], dtype=torch.double)
-    points = torch.cat([ends[:1], bands.points, ends[1:]])
-    ecdf = torch.searchsorted(ranks.sort().values, bands.ranks, right=True).double() / len(ranks)
-    flat = torch.zeros(1, dtype=torch.double)
-    lower, upper, line = (
-        torch.cat([flat, values - bands.points, flat])
-        for values in (bands.lower, bands.upper, ecdf)
-    )
-    axes.fill_between(points, lower, upper, color="0.87", linewidth=0, label="95 % bands")
-    axes.axhline(0.0, color="0.5", linewidth=0.8)
-    axes.plot(points, line, color=_POSTERIOR, linewidth=1.3, label="worst entry")
+    found = differences_to_uniform(ranks, sbc.num_draws, 1 - 0.05 / total)
+    found.draw_bands(axes, label="95 % bands")
+    axes.plot(found.points, found.lines[0], color=_POSTERIOR, linewidth=1.3, label="worst entry")
     axes.set_xlim(0, 1)
     axes.set_ylim(top=axes.get_ylim()[1] * 1.35)
     axes.locator_params(nbins=5)
     axes.set_xlabel("rank of the truth, as a fraction", fontsize=7)
     axes.set_ylabel("ECDF - uniform", fontsize=7, labelpad=1)
     axes.legend(fontsize=6, frameon=False, loc="upper right", ncols=2, handlelength=1.2)
-    _entitle(axes, f"SBC: {_shorten(name)}", f"overall p = {short_p_value(sbc.p_value)}")
+    _entitle(
+        axes, f"SBC: {shorten(name, _LONGEST_NAME)}", f"overall p = {short_p_value(sbc.p_value)}"
+    )
 
 
 def _entitle(axes: Any, title: str, note: str) -> None:
     place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
-    axes.annotate(_shorten(title), (0, 1), (0, 15), fontsize=8, weight="bold", **place)
+    axes.annotate(
+        shorten(title, _LONGEST_NAME), (0, 1), (0, 15), fontsize=8, weight="bold", **place
+    )
     axes.annotate(note, (0, 1), (0, 5), fontsize=7, color="0.35", **place)
-
-
-def _shorten(name: str) -> str:
-    if len(name) <= _LONGEST_NAME:
-        return name
-    half = _LONGEST_NAME // 2
-    return f"{name[: half - 1]}...{name[2 - half :]}"

@@ -13,8 +13,8 @@ from torch.autograd.function import once_differentiable
 from pyro_sig.diagnostics._streams import own_stream
 
 __all__ = [
-    "check_count",
     "check_samples",
+    "discrepancy",
     "distances",
     "median_distance",
     "row_blocks",
@@ -26,12 +26,6 @@ _CHUNK_ELEMENTS = 2**16
 
 # Rows that the median of the distances is taken over.
 _MEDIAN_ROWS = 1000
-
-
-def check_count(name: str, value: object, least: int = 1) -> None:
-    """Raises unless ``value`` is an integer of at least ``least``."""
-    if isinstance(value, bool) or not (isinstance(value, int) and value >= least):
-        raise ValueError(f"`{name}` must be an integer of at least {least}, but was {value!r}.")
 
 
 def check_samples(
@@ -134,6 +128,34 @@ def _block_sum(
     if within:  # columns begin with rows: what comes after them counts for both triangles
         total = 2 * total - values[:, : len(rows)].sum(-1).double().sum()
     return total
+
+
+def discrepancy(
+    kernel: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    unbiased: bool,
+    at_zero: float,
+) -> Tensor:
+    """Estimates E k(X, X') + E k(Y, Y') - 2 E k(X, Y), in double.
+
+    :param kernel: as ``pairwise`` of :func:`sum_over_pairs`.
+    :param x: shape ``[n, D]``.
+    :param y: shape ``[m, D]``.
+    :param unbiased: leave the pairs of a row with itself out.
+    :param at_zero: the kernel of a row with itself.
+    """
+    n, m = len(x), len(y)
+    if unbiased and min(n, m) < 2:
+        raise ValueError(
+            f"`unbiased` needs at least 2 rows in `x` and in `y`, but these had {n} and {m}."
+        )
+    itself, within = (at_zero, 1) if unbiased else (0.0, 0)
+    return (
+        (sum_over_pairs(kernel, x) - n * itself) / (n * (n - within))
+        + (sum_over_pairs(kernel, y) - m * itself) / (m * (m - within))
+        - 2 * sum_over_pairs(kernel, x, y) / (n * m)
+    )
 
 
 def median_distance(x: Tensor, y: Tensor) -> float:

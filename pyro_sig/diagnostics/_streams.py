@@ -11,6 +11,8 @@ import numpy as np
 import pyro
 import torch
 
+from pyro_sig.diagnostics._integers import check_count
+
 
 def own_stream(name: str, seed: int) -> torch.Generator:
     """Returns a generator whose stream is not that of ``torch.manual_seed(seed)``.
@@ -21,8 +23,7 @@ def own_stream(name: str, seed: int) -> torch.Generator:
     :param name: what the stream is for.
     :param seed: of the stream, at least 0.
     """
-    if isinstance(seed, bool) or not (isinstance(seed, int) and seed >= 0):
-        raise ValueError(f"`seed` must be an integer of at least 0, but was {seed!r}.")
+    check_count("seed", seed, least=0)
     state = np.random.SeedSequence([zlib.crc32(name.encode()), seed]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_sig.diagnostics._given_draws import count_draws
+
 __all__ = ["draw_matrix"]
 
 
@@ -40,12 +42,8 @@ def draw_matrix(draws: Any, sites: Sequence[str] | None = None) -> Tensor:
     missing = [name for name in names if name not in found]
     if missing or not names:
         raise ValueError(f"`sites` must be among {sorted(found)}, and not empty, was {names}")
-    lengths = {name: len(found[name]) if found[name].dim() else 0 for name in names}
-    if len(set(lengths.values())) > 1 or 0 in lengths.values():
-        raise ValueError(
-            f"`draws` must hold equally many draws of each site, at least 1, held {lengths}"
-        )
-    return torch.cat([found[name].reshape(lengths[name], -1) for name in names], -1)
+    count = count_draws("draws", {name: found[name] for name in names})
+    return torch.cat([found[name].reshape(count, -1) for name in names], -1)
 
 
 def _posterior(data: Any) -> dict[str, Tensor]:

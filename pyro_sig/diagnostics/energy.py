@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_sig.diagnostics._samples import check_samples, distances, sum_over_pairs
+from pyro_sig.diagnostics._samples import check_samples, discrepancy, distances
 from pyro_sig.diagnostics.permutation import TwoSampleTest, permute_quadratic_form
 
 __all__ = ["energy_distance", "energy_test"]
@@ -41,18 +41,11 @@ def energy_distance(x: Tensor, y: Tensor, unbiased: bool = False) -> Tensor:
         tensor(0.)
     """
     x, y = check_samples(x, y)
-    n, m = len(x), len(y)
-    if unbiased and min(n, m) < 2:
-        raise ValueError(
-            f"`unbiased` needs at least 2 rows in `x` and in `y`, but these had {n} and {m}."
-        )
-    within = 1 if unbiased else 0
-    energy = (
-        2 * sum_over_pairs(distances, x, y) / (n * m)
-        - sum_over_pairs(distances, x) / (n * (n - within))
-        - sum_over_pairs(distances, y) / (m * (m - within))
-    )
-    return energy.to(x.dtype)
+
+    def nearness(rows: Tensor, columns: Tensor) -> Tensor:
+        return -distances(rows, columns)
+
+    return discrepancy(nearness, x, y, unbiased, at_zero=0.0).to(x.dtype)
 
 
 def energy_test(

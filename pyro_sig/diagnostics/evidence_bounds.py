@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_sig.diagnostics._given_draws import count_draws
 from pyro_sig.diagnostics._guide_parameters import own_parameters, refuse_foreign_parameters
 from pyro_sig.diagnostics._own_draws import OwnDraws, semi_implicit_of
 from pyro_sig.diagnostics._program_sites import Call, scored_sites
@@ -131,28 +132,32 @@ def evidence_bounds(
     options: dict[str, Any] = {"num_mixing": num_mixing, "parallel": parallel}
     posterior_weights = None
     if posterior is not None:
-        posterior_weights = _weigh(model, guide, Call(args, kwargs), posterior, num_mixing)
+        posterior_weights = weigh_draws(model, guide, Call(args, kwargs), posterior, num_mixing)
     drawn = num_samples * max(sizes)
     log_weights = log_importance_weights(
         model, guide, *args, num_samples=drawn, **options, **kwargs
     )
-    found = lower_bounds(log_weights, sizes)
+    return bounds_of(log_weights, sizes, posterior_weights)
+
+
+def bounds_of(
+    log_weights: Tensor, sizes: Sequence[int], posterior_weights: Tensor | None = None
+) -> EvidenceBounds:
+    """Bounds the evidence by weights that are at hand, the same ones in groups of every size K.
+
+    :param torch.Tensor log_weights: of the guide's draws, of shape ``[S]``, S at least the largest
+        K.
+    :param sizes: the numbers K.
+    :param torch.Tensor posterior_weights: as :func:`weigh_draws` gives them, for the upper bounds.
+    """
+    bounds = [_groups(log_weights, size).logsumexp(1) - math.log(size) for size in sizes]
+    below = torch.tensor([_mean_and_error(bound) for bound in bounds], dtype=torch.float64)
+    found = EvidenceBounds(torch.tensor(list(sizes)), below[:, 0], below[:, 1], None, None)
     if posterior_weights is None:
         return found
     upper = [_upper(posterior_weights, _groups(log_weights, size), size) for size in sizes]
     above = torch.tensor(upper, dtype=torch.float64)
     return found._replace(upper=above[:, 0], upper_error=above[:, 1])
-
-
-def lower_bounds(log_weights: Tensor, sizes: Sequence[int]) -> EvidenceBounds:
-    """Averages the same weights in groups of every size K.
-
-    :param torch.Tensor log_weights: of shape ``[S]``, with S at least the largest K.
-    :param sizes: the numbers K.
-    """
-    bounds = [_groups(log_weights, size).logsumexp(1) - math.log(size) for size in sizes]
-    below = torch.tensor([_mean_and_error(bound) for bound in bounds], dtype=torch.float64)
-    return EvidenceBounds(torch.tensor(list(sizes)), below[:, 0], below[:, 1], None, None)
 
 
 def _groups(log_weights: Tensor, size: int) -> Tensor:
@@ -178,7 +183,7 @@ def _upper(posterior_weights: Tensor, groups: Tensor, size: int) -> tuple[float,
     return _mean_and_error(bound.mean(0))
 
 
-def _weigh(
+def weigh_draws(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     call: Call,
@@ -186,14 +191,10 @@ def _weigh(
     num_mixing: int,
 ) -> Tensor:
     """Log weights of given draws: the guide's semi-implicit sites meet fresh psi only."""
-    lengths = {name: len(value) for name, value in posterior.items()}
-    if not lengths or len(set(lengths.values())) > 1 or 0 in lengths.values():
-        raise ValueError(
-            f"`posterior` must hold equally many draws of each latent, at least 1, held {lengths}"
-        )
+    count = count_draws("posterior", posterior)
     log_weights = []
     with torch.no_grad(), poutine.block(), own_parameters(guide):
-        for index in range(next(iter(lengths.values()))):
+        for index in range(count):
             values = {name: value[index] for name, value in posterior.items()}
             trace = call.trace(poutine.condition(model, values))
             for name, site in scored_sites(trace):

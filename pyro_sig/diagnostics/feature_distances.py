@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_sig.diagnostics._samples import check_count, check_samples, row_blocks
+from pyro_sig.diagnostics._integers import check_count
+from pyro_sig.diagnostics._samples import check_samples, row_blocks
 
 __all__ = ["KernelDistance", "frechet_distance", "kernel_distance"]
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_sig.diagnostics._guide_parameters import refuse_foreign_parameters
+from pyro_sig.diagnostics._program_sites import scored_sites
 from pyro_sig.distributions.components import check_positive
 
 __all__ = ["draws_from"]
@@ -67,10 +67,6 @@ def draws_from(
 
 
 def _latents(trace: Trace) -> Iterator[tuple[str, Tensor]]:
-    name: str
-    site: Any
-    for name, site in trace.nodes.items():
-        if site["type"] != "sample" or site["is_observed"] or site_is_subsample(site):
-            continue
-        if not site["infer"].get("is_auxiliary"):
+    for name, site in scored_sites(trace):
+        if not (site["is_observed"] or site["infer"].get("is_auxiliary")):
             yield name, site["value"].detach()

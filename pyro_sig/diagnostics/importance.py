@@ -114,9 +114,5 @@ def _check_weighable(sites: Sites, parallel: bool) -> None:
             f"`model` must not subsample, or its weights differ by the choice of rows; was "
             f"subsampled at {name!r} by the plate {plate!r}"
         )
-    if parallel and sites.unplated:
-        name, size = next(iter(sites.unplated.items()))
-        raise ValueError(
-            f"`parallel` must be False here, but was True: no plate says that the {size} rows of "
-            f"the site {name!r} are independent"
-        )
+    if parallel:
+        sites.check_parallel()

@@ -18,6 +18,7 @@ from pyro_sig.diagnostics._arviz_labels import (
 )
 from pyro_sig.diagnostics._given_draws import Draws, check_tensors, split_chains
 from pyro_sig.diagnostics._guide_parameters import parameters_of, refuse_foreign_parameters
+from pyro_sig.diagnostics._integers import check_count
 from pyro_sig.diagnostics._program_draws import Runner, check_guides_differ
 from pyro_sig.diagnostics._program_sites import Call, Sites, describe_sites
 from pyro_sig.diagnostics._streams import random_state
@@ -153,16 +154,11 @@ def to_inference_data(
                 {name: value[0] for name, value in given[0].items()} if given else {},
                 score=sample_stats or log_likelihood is not False,
             )
-        if parallel and sites.unplated:
-            name, size = next(iter(sites.unplated.items()))
-            raise ValueError(
-                f"`parallel` must be False here, but was True: no plate says that the {size} rows "
-                f"of the site {name!r} are independent."
-            )
+        if parallel:
+            sites.check_parallel()
         if len(guides) > 1:
             check_guides_differ(guides, call)
         inferred = [name for name in sites.latent if name in sites.guided]
-        left = [name for name in sites.latent if name not in sites.guided]
         pointwise = _pointwise_sites(sites, log_likelihood)
         with_lp, with_log_q = _joint_densities(sites, bool(guides), sample_stats)
 
@@ -181,7 +177,7 @@ def to_inference_data(
                 runner.model(
                     model,
                     given[index],
-                    predict=sites.observed or left,
+                    predict=sites.observed or sites.left,
                     score=with_lp,
                     pointwise=pointwise,
                     source="guide" if guides else "posterior",
@@ -340,10 +336,7 @@ def _check_arguments(
     posterior: Draws | None,
     log_likelihood: bool | None,
 ) -> list[Callable[..., Any]]:
-    if isinstance(num_samples, bool) or not (isinstance(num_samples, int) and num_samples >= 1):
-        raise ValueError(
-            f"`num_samples` must be an integer of at least 1, but was {num_samples!r}."
-        )
+    check_count("num_samples", num_samples)
     if not callable(model):
         raise ValueError(f"`model` must be callable, but was {type(model).__name__}.")
     if guide is None:
@@ -385,13 +378,12 @@ def _pointwise_sites(sites: Sites, log_likelihood: bool | None) -> list[str]:
     if log_likelihood is False:
         return []
     missing = None
-    left = [name for name in sites.latent if name not in sites.guided]
     if not sites.observed:
         missing = "`model` has no observations"
     elif not sites.guided:
         missing = "there are no draws of a posterior"
-    elif left:
-        missing = f"the latents {left} are not among the draws of the posterior"
+    elif sites.left:
+        missing = f"the latents {sites.left} are not among the draws of the posterior"
     found = [
         name
         for name in sites.observed
@@ -418,6 +410,3 @@ def _joint_densities(sites: Sites, has_guide: bool, sample_stats: bool) -> tuple
         )
         with_log_q = False
     return with_lp, with_log_q
-
-
-# ---------------------------------------------------------------------------------------- the draws

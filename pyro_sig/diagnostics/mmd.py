@@ -12,9 +12,9 @@ from torch import Tensor
 
 from pyro_sig.diagnostics._samples import (
     check_samples,
+    discrepancy,
     distances,
     median_distance,
-    sum_over_pairs,
 )
 from pyro_sig.diagnostics.permutation import TwoSampleTest, permute_quadratic_form
 
@@ -74,21 +74,10 @@ def mmd(
         tensor(1.1716)
     """
     x, y = check_samples(x, y)
-    n, m = len(x), len(y)
-    if unbiased and min(n, m) < 2:
-        raise ValueError(
-            f"`unbiased` needs at least 2 rows in `x` and in `y`, but these had {n} and {m}."
-        )
     bandwidths = _bandwidths(bandwidth, x, y)
     pairwise = _kernel(kernel, bandwidths)
-    # A kernel is 1 at distance 0, so that the pairs of a point with itself are known.
-    itself, within = (len(bandwidths), 1) if unbiased else (0, 0)
-    squared = (
-        (sum_over_pairs(pairwise, x) - n * itself) / (n * (n - within))
-        + (sum_over_pairs(pairwise, y) - m * itself) / (m * (m - within))
-        - 2 * sum_over_pairs(pairwise, x, y) / (n * m)
-    )
-    return squared.to(x.dtype)
+    # Every kernel of the sum is 1 at distance 0.
+    return discrepancy(pairwise, x, y, unbiased, at_zero=len(bandwidths)).to(x.dtype)
 
 
 def mmd_test(

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_sig.diagnostics._samples import check_count, row_blocks
+from pyro_sig.diagnostics._integers import check_count
+from pyro_sig.diagnostics._samples import row_blocks
 
 __all__ = ["TwoSampleTest"]
 

@@ -11,7 +11,6 @@ import torch
 from pyro import poutine
 from pyro.distributions import Unit
 from torch import Tensor
-from torch.distributions import Independent
 
 from pyro_sig.diagnostics._program_sites import Release
 from pyro_sig.diagnostics._rank_plot import plot_ranks, short_p_value
@@ -358,7 +357,7 @@ def _simulate(
                     f"{frame.name!r} had {frame.size} of {frame.full_size} rows."
                 )
         fn = site["fn"]
-        while isinstance(fn, Independent) or hasattr(fn, "base_dist"):
+        while hasattr(fn, "base_dist"):
             fn = fn.base_dist
         if isinstance(fn, Unit):
             raise ValueError(

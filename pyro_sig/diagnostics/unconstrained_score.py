@@ -10,6 +10,8 @@ from pyro import poutine
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 
+from pyro_sig.diagnostics._given_draws import count_draws
+
 __all__ = ["unconstrained_score"]
 
 
@@ -51,15 +53,12 @@ def unconstrained_score(
             f"`draws` must hold every continuous latent of `model`, of which there must be one; "
             f"latents are {list(transforms)}, held {list(draws)}"
         )
-    lengths = {name: len(draws[name]) for name in transforms}
-    if len(set(lengths.values())) > 1 or 0 in lengths.values():
-        raise ValueError(
-            f"`draws` must hold equally many draws of each latent, at least 1, held {lengths}"
-        )
+    tensors = {name: torch.as_tensor(draws[name]).detach() for name in transforms}
+    count = count_draws("draws", tensors)
     points: dict[str, Tensor] = {}
     for name, transform in transforms.items():
         shape = trace.nodes[name]["value"].shape
-        values = torch.as_tensor(draws[name]).detach()
+        values = tensors[name]
         if values[0].numel() != shape.numel():
             raise ValueError(
                 f"`draws` must hold {name!r} in shape [S, {', '.join(map(str, shape))}], was "
@@ -67,7 +66,7 @@ def unconstrained_score(
             )
         points[name] = transform(values.reshape(len(values), *shape))
     rows, scores = [], []
-    for index in range(next(iter(lengths.values()))):
+    for index in range(count):
         leaves = {name: u[index].detach().requires_grad_() for name, u in points.items()}
         with torch.enable_grad(), poutine.block():
             gradients = torch.autograd.grad(-potential(leaves), list(leaves.values()))

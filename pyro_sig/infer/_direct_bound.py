@@ -99,12 +99,8 @@ def stream_psi(
         return runs
 
     def chunk(trace: Trace) -> tuple[Tensor, Tensor]:
-        psi, event_dim = messenger.atoms[runs.psi_name]
         scores = _log_prob(runs, trace)  # [chunk, *plates]
-        rows = scores.shape[1:]
-        event = psi.shape[psi.dim() - event_dim :]
-        batch = psi.shape[psi.dim() - event_dim - len(rows) : psi.dim() - event_dim]
-        return psi.reshape(len(psi), *batch, *event), scores
+        return messenger.rows_of_atoms(runs.psi_name, scores.dim() - 1), scores
 
     def chunks() -> Iterator[tuple[Tensor, Tensor]]:
         yield chunk(runs.first)

@@ -257,6 +257,16 @@ class MarginalizeImplicit(Messenger):
         self._dims[context] = -index.dim()
         return self._dims[context]
 
+    def rows_of_atoms(self, name: str, num_rows: int) -> Tensor:
+        """Returns the atoms of a site without the dimensions of other plates and indices.
+
+        :param str name: the implicit site.
+        :param int num_rows: how many of its dimensions are plates.
+        :return: psi of shape ``[M, *rows or 1, *event_shape]``.
+        """
+        psi, event_dim = self.atoms[name]
+        return psi.reshape(len(psi), *psi.shape[psi.dim() - event_dim - num_rows :])
+
     # -------------------------------------------------------------------------------- emissions
 
     def _refuse_other_plates(self, msg: dict[str, Any]) -> None:

@@ -182,7 +182,9 @@ class SIG_ELBO(TraceEnum_ELBO):
             also the marginals of other sites that the model enumerates.
         :raises NotImplementedError: with several particles or guide-side enumeration.
         """
-        return self._marginals_and_atoms(model, guide, args, kwargs)[0]
+        marginals = self._named_marginals(model, guide, args, kwargs)
+        self._messenger.atoms.clear()
+        return marginals
 
     @torch.no_grad()
     def psi_posterior(
@@ -213,14 +215,13 @@ class SIG_ELBO(TraceEnum_ELBO):
                 raise self._not_streamed(found)
             name, chunks = found
             return {name: resample_psi(chunks, self.chunk_size)}
-        marginals, atoms = self._marginals_and_atoms(model, guide, args, kwargs)
+        marginals = self._named_marginals(model, guide, args, kwargs)
         posterior = {}
-        for name, (psi, event_dim) in atoms.items():
+        for name in self._messenger.atoms:
             log_weights = marginals[name].logits
-            batch, event = log_weights.shape[:-1], psi.shape[psi.dim() - event_dim :]
-            rows = psi.shape[psi.dim() - event_dim - len(batch) : psi.dim() - event_dim]
-            psi = psi.reshape(len(psi), *rows, *event)
+            psi = self._messenger.rows_of_atoms(name, log_weights.dim() - 1)
             posterior[name] = weigh_psi(psi, log_weights.movedim(-1, 0))
+        self._messenger.atoms.clear()
         return posterior
 
     @staticmethod
@@ -231,18 +232,17 @@ class SIG_ELBO(TraceEnum_ELBO):
             f"rsample; was {was}"
         )
 
-    def _marginals_and_atoms(
+    def _named_marginals(
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict
-    ) -> tuple[OrderedDict[str, Any], dict[str, tuple[Tensor, int]]]:
+    ) -> OrderedDict[str, Any]:
+        """Marginals of indices under the names of their sites; the messenger keeps the atoms."""
         with explained_errors():
             marginals = super().compute_marginals(model, guide, *args, **kwargs)
         by_index = self._messenger.implicit_sites
-        atoms = dict(self._messenger.atoms)
-        self._messenger.atoms.clear()
         named = OrderedDict((name, marginals[index]) for name, index in by_index.items())
         indices = set(by_index.values())
         named.update((name, d) for name, d in marginals.items() if name not in indices)
-        return named, atoms
+        return named
 
     def sample_posterior(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Raises: sample from the distributions of :meth:`psi_posterior`.
