@@ -19,10 +19,12 @@ ARROWS: dict[str, set[str]] = {
     "nn": set(),
     "datasets": set(),
     "checkpoint": set(),
+    "_random_state": set(),
+    "_release": set(),
     "distributions": set(),
     "infer": {"distributions", "diagnostics", "nn", "checkpoint"},
-    "adversarial": {"distributions", "nn", "checkpoint"},
-    "diagnostics": {"distributions", "nn"},
+    "adversarial": {"distributions", "nn", "checkpoint", "_random_state", "_release"},
+    "diagnostics": {"distributions", "nn", "_random_state", "_release"},
 }
 
 # What a module may import when it is loaded. Anything else loads in the function that uses it.

@@ -19,10 +19,10 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_sig._release import Release
 from pyro_sig.diagnostics._guide_parameters import own_parameters
 from pyro_sig.diagnostics._program_sites import (
     Call,
-    Release,
     Sites,
     sample_sites,
     scored_sites,

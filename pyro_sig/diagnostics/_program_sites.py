@@ -11,7 +11,6 @@ import torch
 from pyro import poutine
 from pyro.distributions import MaskedDistribution
 from pyro.poutine.trace_struct import Trace
-from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -100,18 +99,6 @@ class Sites:
                     f"that no plate names, but was {given}."
                 )
         return merged
-
-
-class Release(UnconditionMessenger):
-    """Draws the observed sites anew.
-
-    A deterministic site is one with its value observed; drawn anew inside of a plate, that value
-    would be expanded to one copy for each row.
-    """
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["infer"].get("_deterministic"):
-            super()._pyro_sample(msg)
 
 
 def describe_sites(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ import numpy as np
 import pyro
 import torch
 
+from pyro_sig._random_state import preserved_random_state
 from pyro_sig.diagnostics._integers import check_count
 
 
@@ -33,13 +33,6 @@ def random_state(seed: int | None) -> Iterator[None]:
     if seed is None:
         yield
         return
-    # pyro.set_rng_seed seeds all of these.
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    # Named devices: by default torch warns where there are several.
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        try:
-            pyro.set_rng_seed(seed)
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
+    with preserved_random_state():
+        pyro.set_rng_seed(seed)
+        yield

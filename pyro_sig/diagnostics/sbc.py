@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.distributions import Unit
 from torch import Tensor
 
-from pyro_sig.diagnostics._program_sites import Release
+from pyro_sig._release import Release
 from pyro_sig.diagnostics._rank_plot import plot_ranks, short_p_value
 from pyro_sig.diagnostics._streams import random_state
 from pyro_sig.diagnostics.uniformity import check_ranks, uniformity_test

@@ -102,6 +102,8 @@ class Implicit(TorchDistribution):
     @property
     def own_batch_shape(self) -> torch.Size:
         """Batch shape of noise and inputs, before any expansion: rows that differ in law."""
+        if not self.inputs:
+            return self.noise.batch_shape
         inputs = (x.shape[: x.dim() - self.inputs_event_dim] for x in self.inputs)
         return torch.Size(broadcast_shape(self.noise.batch_shape, *inputs))
 
@@ -116,7 +118,8 @@ class Implicit(TorchDistribution):
         for name in ("transform", "noise", "inputs", "inputs_event_dim", "_support"):
             setattr(new, name, getattr(self, name))
         batch_shape = torch.Size(batch_shape)
-        broadcast_shape(self.batch_shape, batch_shape)
+        if self.batch_shape:
+            broadcast_shape(self.batch_shape, batch_shape)
         super(Implicit, new).__init__(batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -140,9 +143,12 @@ class Implicit(TorchDistribution):
         :param sample_shape: shape of independent draws to the left of the batch shape.
         :return: a tensor of shape ``[*sample_shape, *batch_shape, *noise.event_shape]``.
         """
-        noise = self.noise.expand(self.batch_shape)
-        draw = noise.rsample if noise.has_rsample else noise.sample
-        return draw(torch.Size(sample_shape))
+        noise, shape = self.noise, torch.Size(sample_shape)
+        if noise.batch_shape:
+            noise = noise.expand(self.batch_shape)
+        else:  # the same draws without a copy of the distribution
+            shape = shape + self.batch_shape
+        return noise.rsample(shape) if noise.has_rsample else noise.sample(shape)
 
     def push(self, noise: Tensor) -> Tensor:
         """Maps given noise to psi.

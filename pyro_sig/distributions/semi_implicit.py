@@ -197,6 +197,14 @@ class SemiImplicit(TorchDistribution):
             draws.psi, draws.components = self._draw_fresh(size)
         return draws.psi, draws.components
 
+    @property
+    def shared_psi(self) -> Tensor | None:
+        """The fresh psi that all rows meet, ``[K, *mixing.batch_shape, *mixing.event_shape]``.
+
+        The first chunk of them with a ``chunk_size``; None with ``share_draws=False``.
+        """
+        return self._fresh()[0] if self.share_draws else None
+
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
         """Support of the conditional, as far as all psi share it."""

@@ -1,0 +1,220 @@
+"""The player of a game that is a critic: a module, its optimiser, its loss and its penalties."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from pyro_sig.adversarial.objectives import Objective
+from pyro_sig.adversarial.penalties import (
+    Penalty,
+    controls_lipschitz,
+    mixes_rows,
+    penalize,
+)
+from pyro_sig.adversarial.unrolling import unrolled
+from pyro_sig.adversarial.views import Value
+
+__all__ = ["CriticPlayer", "Scorer"]
+
+# A critic as a function of what it sees, with one score for each unit.
+Scorer = Callable[..., Tensor]
+
+
+class CriticPlayer:
+    """Holds a critic with its optimiser, objective and penalties.
+
+    :param critic: a module that is no Pyro module.
+    :param optim: torch's optimiser of its parameters.
+    :param objective: the objective.
+    :param penalties: penalties on the critic.
+    :raises ValueError: if one of them does not suit.
+    """
+
+    def __init__(
+        self,
+        critic: nn.Module,
+        optim: torch.optim.Optimizer,
+        objective: Objective,
+        penalties: Sequence[Penalty],
+    ) -> None:
+        _check_critic(critic)
+        if not isinstance(objective, Objective):
+            raise ValueError(
+                "`objective` must be an Objective such as objectives.NonSaturating(), was "
+                f"{objective!r}"
+            )
+        if isinstance(penalties, Penalty):
+            penalties = (penalties,)
+        if not all(isinstance(penalty, Penalty) for penalty in penalties):
+            raise ValueError(
+                f"`penalties` must be a sequence such as [penalties.R1(1.0)], was {penalties!r}"
+            )
+        self.critic = critic
+        self.optim = optim
+        self.objective = objective
+        self.penalties = tuple(penalties)
+        self._check_optim()
+        # Where values are leaves of the graph, only the critic's gradients are wanted.
+        self._reaches_others = bool(self.penalties)
+        self._trained = [p for p in critic.parameters() if p.requires_grad]
+        self._storages = {_storage(p) for p in critic.parameters()}
+        self._warn()
+
+    def _check_optim(self) -> None:
+        if not isinstance(self.optim, torch.optim.Optimizer):
+            raise ValueError(
+                "`critic_optim` must be a torch optimiser of critic.parameters(), was "
+                f"{type(self.optim).__name__}"
+            )
+        held = {id(p) for group in self.optim.param_groups for p in group["params"]}
+        named = dict(self.critic.named_parameters())
+        lacking = [n for n, p in named.items() if p.requires_grad and id(p) not in held]
+        foreign = len(held - {id(p) for p in named.values()})
+        if lacking or foreign:
+            raise ValueError(
+                "`critic_optim` must hold the parameters of the critic and no others, but lacked "
+                f"{lacking} and held {foreign} others"
+            )
+
+    def _warn(self) -> None:
+        if self.objective.needs_lipschitz and not controls_lipschitz(self.critic, self.penalties):
+            warnings.warn(
+                f"{self.objective!r} needs a critic with a bounded slope, or its loss has no "
+                "bound: add penalties.GradientPenalty() or penalties.WeightClipping(), or build "
+                "the critic with penalties.spectral_norm",
+                stacklevel=4,
+            )
+        by_row = [p for p in self.penalties if p.where is not None]
+        if (by_row or self.objective.paired) and mixes_rows(self.critic):
+            warnings.warn(
+                f"`critic` has batch normalisation, so that the score of a row depends on its "
+                f"batch, which {by_row[0] if by_row else self.objective!r} does not go with: use "
+                "a layer norm or none",
+                stacklevel=4,
+            )
+
+    def owns(self, tensor: Tensor) -> bool:
+        """Tells whether a tensor shares memory with a parameter of the critic."""
+        return _storage(tensor) in self._storages
+
+    # -------------------------------------------------------------------------------------- scores
+
+    def scorer(self, critic: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]) -> Scorer:
+        """Makes a function of what the critic sees, with checked scores of shape ``[units]``.
+
+        :param critic: the critic, or a function like it.
+        :param args: arguments that follow the values.
+        :param kwargs: keyword arguments.
+        """
+
+        def score(*parts: Tensor) -> Tensor:
+            scores = critic(*parts, *args, **kwargs)
+            n = len(parts[0])
+            if not isinstance(scores, Tensor) or scores.shape not in ((n,), (n, 1)):
+                was = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+                raise ValueError(
+                    f"`critic` must return scores of shape ({n},) or ({n}, 1) for values of shape "
+                    f"{', '.join(str(tuple(part.shape)) for part in parts)}, but returned {was}"
+                )
+            return scores.reshape(n)
+
+        return score
+
+    def loss(self, score: Scorer, real: Value, fake: Value) -> Tensor:
+        """Computes what the critic minimises: its loss and the penalties.
+
+        :param score: the critic.
+        :param real: data.
+        :param fake: draws, which have no gradient unless the critic is unrolled.
+        :return: a scalar.
+        """
+        if not self.penalties:
+            return self.objective.critic_loss(score(*as_parts(real)), score(*as_parts(fake)))
+        where = {penalty.where for penalty in self.penalties}
+        if "real" in where:
+            real = _with_gradient(real, "real")
+        if "fake" in where:
+            fake = _with_gradient(fake, "fake")
+        real_scores, fake_scores = score(*as_parts(real)), score(*as_parts(fake))
+        shared = {
+            "real_scores": real_scores if "real" in where else None,
+            "fake_scores": fake_scores if "fake" in where else None,
+        }
+        loss = self.objective.critic_loss(real_scores, fake_scores)
+        return loss + penalize(score, self.penalties, real, fake, **shared)
+
+    # ------------------------------------------------------------------------------------ training
+
+    def step(self, loss: Tensor) -> None:
+        """Takes a step down a loss.
+
+        :param torch.Tensor loss: a scalar.
+        """
+        for param in self._trained:
+            param.grad = None
+        loss.backward(inputs=self._trained if self._reaches_others else None)
+        self.optim.step()
+        for penalty in self.penalties:
+            penalty.constrain(self.critic)
+
+    def ahead(
+        self, num_steps: int, loss: Callable[[Callable[..., Tensor]], Tensor]
+    ) -> Callable[..., Tensor]:
+        """Returns the critic as it will be after some steps, as a function of their inputs.
+
+        :param int num_steps: number of steps.
+        :param loss: maps a critic to its loss.
+        """
+        return unrolled(self.critic, loss, self.optim, num_steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns a copy of the states of critic and optimiser."""
+        state = {"critic": self.critic.state_dict(), "optim": self.optim.state_dict()}
+        return copy.deepcopy(state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned.
+
+        :param state: the state.
+        """
+        self.critic.load_state_dict(state["critic"])
+        self.optim.load_state_dict(state["optim"])
+
+
+def as_parts(value: Value) -> tuple[Tensor, ...]:
+    """Returns what the critic takes as arguments."""
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _with_gradient(value: Value, name: str) -> Value:
+    for part in as_parts(value):
+        if not part.is_floating_point():
+            raise ValueError(
+                f"`penalties` take the critic's gradient and must meet floating point data, but "
+                f"`{name}` was of {part.dtype}: convert the data, or use another penalty"
+            )
+    leaves = tuple(p if p.requires_grad else p.detach().requires_grad_() for p in as_parts(value))
+    return leaves if isinstance(value, tuple) else leaves[0]
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _check_critic(critic: nn.Module) -> None:
+    if not isinstance(critic, nn.Module):
+        raise ValueError(f"`critic` must be a torch module, was {type(critic).__name__}")
+    if any(isinstance(module, PyroModule) for module in critic.modules()):
+        raise ValueError(
+            "`critic` must be a plain torch module, was or held a PyroModule: Pyro keeps its "
+            "parameters by name, where the model's may stand"
+        )
+    if not any(p.requires_grad for p in critic.parameters()):
+        raise ValueError("`critic` must have parameters that require a gradient, had none")

@@ -1,0 +1,181 @@
+"""The player of a game that is a Pyro program: its parameters under one optimiser."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer.util import zero_grads
+from pyro.optim import PyroOptim
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+__all__ = ["ProgramPlayer"]
+
+
+class ProgramPlayer:
+    """Holds the parameters that programs read, with their optimiser and running average.
+
+    :param optim: Pyro's or torch's optimiser.
+    :param ema: decay of the average of the parameters, None for none.
+    :raises ValueError: if one of them is something else.
+    """
+
+    def __init__(self, optim: PyroOptim | torch.optim.Optimizer, ema: float | None) -> None:
+        if not isinstance(optim, (PyroOptim, torch.optim.Optimizer)):
+            raise ValueError(
+                "`optim` must be an optimiser of pyro.optim or torch.optim, was "
+                f"{type(optim).__name__}"
+            )
+        if ema is not None and not (isinstance(ema, (int, float)) and 0 <= ema < 1):
+            raise ValueError(f"`ema` must be None or a decay in [0, 1), was {ema!r}")
+        self.optim = optim
+        self.ema = ema
+        self.params: dict[str, Tensor] = {}  # by name, unconstrained
+        self.average: dict[str, Tensor] = {}
+        self.modules: list[nn.Module] = []  # those that ran; their buffers belong to the state
+
+    # ------------------------------------------------------------------------------------ training
+
+    def meet(self, params: Mapping[str, Tensor], others: Callable[[Tensor], bool]) -> list[Tensor]:
+        """Notes the parameters of a run, and returns all that train, in the order of their names.
+
+        :param params: what the run read, by name.
+        :param others: tells whether a tensor belongs to the other player.
+        :raises ValueError: if a parameter does, or is not in a torch optimiser.
+        """
+        new = {n: p for n, p in params.items() if self.params.get(n) is not p}
+        if new:
+            self._check(new, others)
+            known = {**self.params, **{n: p for n, p in new.items() if p.requires_grad}}
+            self.params = dict(sorted(known.items()))
+        return list(self.params.values())
+
+    def _check(self, new: Mapping[str, Tensor], others: Callable[[Tensor], bool]) -> None:
+        for name, param in new.items():
+            if others(param):
+                raise ValueError(
+                    f"`critic` must share no tensor with the model, but the model reads its "
+                    f"parameter as {name!r}"
+                )
+        if isinstance(self.optim, torch.optim.Optimizer):
+            held = {id(p) for group in self.optim.param_groups for p in group["params"]}
+            lacking = [n for n, p in new.items() if p.requires_grad and id(p) not in held]
+            if lacking:
+                raise ValueError(
+                    f"`optim` must hold every parameter that the model reads, but these would "
+                    f"never train: {lacking}. An optimiser of pyro.optim finds them by itself; "
+                    "pyro.module may have put the tensors of the param store into a network"
+                )
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients."""
+        for param in self.params.values():
+            param.grad = None
+
+    def step(self) -> None:
+        """Takes a step by the gradients that the parameters have, and averages."""
+        if isinstance(self.optim, PyroOptim):
+            params = [p for p in self.params.values() if p.grad is not None]
+            self.optim(params)
+            zero_grads(params)
+        else:
+            self.optim.step()
+        self.zero_grad()
+        if self.ema is not None:
+            self._update_average(self.ema)
+
+    # ---------------------------------------------------------------------------- running average
+
+    @torch.no_grad()
+    def _update_average(self, decay: float) -> None:
+        floating = {n: p for n, p in self.params.items() if p.is_floating_point()}
+        for name, param in floating.items():
+            self.average.setdefault(name, param.detach().clone())
+        if floating:
+            update: Any = get_ema_multi_avg_fn(decay)
+            update([self.average[n] for n in floating], list(floating.values()), None)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Puts the average in place of the parameters."""
+        if self.ema is None:
+            raise ValueError("`ema` must be a decay for an average to be kept, was None")
+        kept = {name: self.params[name].detach().clone() for name in self.average}
+        self._copy_in(self.average)
+        try:
+            yield
+        finally:
+            self._copy_in(kept)
+
+    @torch.no_grad()
+    def _copy_in(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.params[name].copy_(value)
+
+    # --------------------------------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns a copy of parameters, buffers, average and optimiser."""
+        torch_optim = isinstance(self.optim, torch.optim.Optimizer)
+        state = {
+            "params": {name: param.detach() for name, param in self.params.items()},
+            "buffers": dict(self._buffers()),
+            "average": self.average,
+            "optim": self.optim.state_dict() if torch_optim else self.optim.get_state(),
+        }
+        return copy.deepcopy(state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned, in place.
+
+        :param state: the state.
+        :raises ValueError: if it is that of other parameters.
+        """
+        for part, own in (("params", self.params), ("buffers", dict(self._buffers()))):
+            if set(state[part]) != set(own):
+                raise ValueError(
+                    f"`state_dict` must hold the {part} {sorted(own)} of this model, held "
+                    f"{sorted(state[part])}"
+                )
+            for name, value in state[part].items():
+                if own[name].shape != value.shape:
+                    raise ValueError(
+                        f"`state_dict` must hold {name!r} of shape {tuple(own[name].shape)}, held "
+                        f"{tuple(value.shape)}"
+                    )
+            with torch.no_grad():
+                for name, value in state[part].items():
+                    own[name].copy_(value)
+        self.average = {
+            name: value.detach().clone().to(self.params[name])
+            for name, value in state["average"].items()
+        }
+        if isinstance(self.optim, torch.optim.Optimizer):
+            self.optim.load_state_dict(state["optim"])
+        else:  # a Pyro optimiser restores what it has not met yet
+            for param in self.params.values():
+                self.optim.optim_objs.pop(param, None)
+                self.optim.grad_clip.pop(param, None)
+            self.optim.set_state(copy.deepcopy(state["optim"]))
+            self._wake_optim()
+
+    def _wake_optim(self) -> None:
+        """Makes the optimisers of all parameters, so that a saved state is never half consumed."""
+        # Called without gradients an optimiser only comes into being.
+        waiting = self.optim._state_waiting_to_be_consumed  # type: ignore[union-attr]
+        names = pyro.get_param_store()
+        for name, param in self.params.items():
+            if name in waiting and names.param_name(param) == name:
+                kept, param.grad = param.grad, None
+                self.optim([param])  # type: ignore[operator]
+                param.grad = kept
+
+    def _buffers(self) -> Iterator[tuple[str, Tensor]]:
+        for i, module in enumerate(self.modules):
+            for name, buffer in module.named_buffers():
+                yield f"{i}.{name}", buffer

@@ -1,0 +1,86 @@
+"""Runs of a program, and what they touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor, nn
+
+from pyro_sig._release import Release
+from pyro_sig.adversarial.views import psi_law
+from pyro_sig.distributions import SemiImplicit
+
+__all__ = ["ReleasedRun", "Tap", "modules_run"]
+
+
+class Tap(Messenger):
+    """Notes the parameters that programs read, and the last message of every sample site."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nodes: dict[str, dict[str, Any]] = {}
+        self.params: dict[str, Tensor] = {}
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        if msg["value"] is not None:
+            self.params[msg["name"]] = msg["value"].unconstrained()
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        self.nodes[msg["name"]] = msg
+
+    def psi(self, name: str, event_shape: torch.Size) -> Tensor | None:
+        """Returns the psi that an evidence bound has drawn at a site, ``[M, *event_shape]``.
+
+        :param str name: the site.
+        :param event_shape: shape of one psi.
+        :return: None if the rows do not share their psi.
+        """
+        site = self.nodes[name]
+        law = psi_law(site["fn"])
+        psi = law.shared_psi if isinstance(law, SemiImplicit) else site["value"]
+        if psi is None or psi.numel() != len(psi) * event_shape.numel():
+            return None
+        return psi.reshape(len(psi), *event_shape)
+
+
+class ReleasedRun(Tap, Release):
+    """The same of a run whose observations are released: one messenger, where speed matters.
+
+    :func:`pyro.poutine.trace` would record more, at a third of the time of a small network's step.
+    """
+
+    def trace(self) -> Trace:
+        """Returns the run as Pyro's own record."""
+        trace = Trace()
+        for name, message in self.nodes.items():
+            trace.add_node(name, **message)
+        return trace
+
+
+@contextmanager
+def modules_run() -> Iterator[list[nn.Module]]:
+    """Lists the outermost modules that run, in order, and puts their buffers back afterwards."""
+    outermost: list[nn.Module] = []
+    seen: set[int] = set()
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    def note(module: nn.Module, _: Any) -> None:
+        if id(module) in seen:
+            return
+        seen.update(id(m) for m in module.modules())
+        outermost.append(module)
+        kept.extend((buffer, buffer.clone()) for buffer in module.buffers())
+
+    handle = nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        yield outermost
+    finally:
+        handle.remove()
+        with torch.no_grad():
+            for buffer, before in kept:
+                buffer.copy_(before)

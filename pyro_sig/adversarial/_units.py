@@ -1,0 +1,150 @@
+"""The exchangeable units of a program: what a critic judges one at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_factor, site_is_subsample
+from torch import Tensor
+
+__all__ = [
+    "apply_mask",
+    "find_unit_plates",
+    "observed_sites",
+    "subsampling",
+    "unit_mask",
+    "unit_rows",
+]
+
+
+def observed_sites(trace: Trace) -> dict[str, dict[str, Any]]:
+    """Returns the sites that were released, without those that hold no data.
+
+    :param trace: of a program whose observations were released.
+    :raises ValueError: if there is none.
+    """
+    found = {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample"
+        and "obs" in site["infer"]
+        and not site["infer"].get("_deterministic")
+        and not site_is_factor(site)
+        and not site_is_subsample(site)
+    }
+    if not found:
+        names = [
+            n
+            for n, site in trace.nodes.items()
+            if site["type"] == "sample" and not site_is_subsample(site)
+        ]
+        raise ValueError(
+            "`model` must have an observed site, pyro.sample(name, ..., obs=data), but its sample "
+            f"sites were {names}"
+        )
+    return found  # type: ignore[return-value]
+
+
+def find_unit_plates(trace: Trace) -> frozenset[str]:
+    """Finds the plates whose rows are independent: all observed and random sites are inside.
+
+    :param trace: of a program whose observations were released.
+    :return: names of plates; empty for a program that has none.
+    :raises ValueError: if there are plates, but no row of any has its own draw of all sites.
+    """
+    observed = observed_sites(trace)
+    inside = {
+        name: {f.name for f in site["cond_indep_stack"] if f.vectorized}
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample"
+        and (name in observed or not site["is_observed"])
+        and not site_is_subsample(site)
+        and not site_is_factor(site)
+    }
+    plates = frozenset.intersection(*map(frozenset, inside.values()))
+    if not plates and any(inside.values()):
+        sites = ", ".join(f"{name!r} in {sorted(frames)}" for name, frames in inside.items())
+        raise ValueError(
+            "`model` must have a plate that holds every random site, whose rows a critic can "
+            f"judge one by one, but had {sites}: rows that share a draw are not independent. "
+            "Give `view`, which says what the critic sees"
+        )
+    return plates
+
+
+def unit_rows(
+    site: dict[str, Any], value: Tensor, event_dim: int, plates: frozenset[str]
+) -> Tensor:
+    """Lays a value out as one row for each unit.
+
+    :param site: the site that it belongs to.
+    :param torch.Tensor value: of shape ``[*batch, *event]``, with the site's batch shape.
+    :param int event_dim: number of its event dimensions.
+    :param plates: those that make the units; if empty, all of the batch shape.
+    :return: a tensor of shape ``[units, *rest, *event]``.
+    """
+    batch_dim = value.dim() - event_dim
+    if batch_dim == 0:
+        return value.unsqueeze(0)
+    if not plates or batch_dim == 1:
+        return value.flatten(0, batch_dim - 1) if batch_dim > 1 else value
+    frames = {f.dim: f.name for f in site["cond_indep_stack"] if f.vectorized}
+    units = [i for i in range(batch_dim) if frames.get(i - batch_dim) in plates]
+    rest = [i for i in range(batch_dim) if i not in units]
+    events = list(range(batch_dim, value.dim()))
+    # Dimensions of no plate are there for alignment only.
+    kept = [i for i in rest if i - batch_dim in frames or value.shape[i] > 1]
+    value = value.permute(*units, *rest, *events)
+    shape = [value.shape[: len(units)].numel()]
+    shape += [size for i, size in zip(rest, value.shape[len(units) :], strict=False) if i in kept]
+    return value.reshape(*shape, *value.shape[batch_dim:])
+
+
+def unit_mask(
+    site: dict[str, Any], plates: frozenset[str], batch_shape: torch.Size | None = None
+) -> Tensor | None:
+    """Returns which entries of a site count, ``[units, *rest]``; None for all of them.
+
+    :param site: a site.
+    :param plates: those that make the units.
+    :param batch_shape: by default the site's.
+    """
+    mask = site["mask"]
+    if mask is None or mask is True:
+        return None
+    batch_shape = site["fn"].batch_shape if batch_shape is None else batch_shape
+    if mask is False:
+        mask = torch.zeros((), dtype=torch.bool)
+    return unit_rows(site, mask.expand(batch_shape), 0, plates)
+
+
+def apply_mask(rows: Iterable[Tensor], mask: Tensor | None) -> list[Tensor]:
+    """Drops the units that are masked wholly, and puts zeros where others are.
+
+    :param rows: tensors of shape ``[units, *rest, *event]``.
+    :param torch.Tensor mask: of shape ``[units, *rest]``.
+    """
+    if mask is None:
+        return list(rows)
+    kept = mask.flatten(1).any(1) if mask.dim() > 1 else mask
+    inner = mask[kept]
+    masked = []
+    for row in rows:
+        chosen = row[kept.to(row.device)]
+        missing = ~inner.reshape(inner.shape + (1,) * (chosen.dim() - inner.dim()))
+        masked.append(chosen.masked_fill(missing, 0) if inner.dim() > 1 else chosen)
+    return masked
+
+
+def subsampling(site: dict[str, Any], plates: frozenset[str]) -> float:
+    """Tells how many units of the data stand for each that was drawn.
+
+    :param site: an observed site.
+    :param plates: those that make the units.
+    """
+    frames = [f for f in site["cond_indep_stack"] if f.name in plates and f.full_size]
+    return float(math.prod(f.full_size / f.size for f in frames))

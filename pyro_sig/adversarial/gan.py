@@ -1,0 +1,605 @@
+"""A program against a critic, with the steps of SVI."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from pyro.infer import ELBO
+from pyro.optim import PyroOptim
+from torch import Tensor, nn
+
+from pyro_sig._random_state import preserved_random_state
+from pyro_sig.adversarial._critic_player import CriticPlayer, Scorer, as_parts
+from pyro_sig.adversarial._program_player import ProgramPlayer
+from pyro_sig.adversarial._tap import ReleasedRun, Tap, modules_run
+from pyro_sig.adversarial._units import (
+    apply_mask,
+    find_unit_plates,
+    observed_sites,
+    subsampling,
+    unit_mask,
+    unit_rows,
+)
+from pyro_sig.adversarial.balance import Balance
+from pyro_sig.adversarial.objectives import NonSaturating, Objective
+from pyro_sig.adversarial.penalties import Penalty
+from pyro_sig.adversarial.views import (
+    ObservedView,
+    PsiView,
+    Value,
+    View,
+    find_psi_site,
+    psi_law,
+)
+
+__all__ = ["GAN"]
+
+Weight = float | Callable[[int], float] | Balance | str
+
+
+class _Draw(NamedTuple):
+    """What one run of the program gave."""
+
+    real: Value
+    fake: Value
+    params: list[Tensor]
+    bound: Tensor | float | None = None  # the negative ELBO of the whole data
+    num_units: float = 1.0
+
+
+class GAN:
+    r"""Trains a program that can only be sampled against a critic that tells its draws from data.
+
+    .. math::
+        \min_D \; \mathcal{L}_D\big(D(x), D(\tilde x)\big) + \text{penalties}, \qquad
+        \min_\theta \; \mathcal{L}_G\big(D(x), D(\tilde x)\big) + \lambda H_\theta, \qquad
+        \tilde x \sim p_\theta
+
+    The draws are made by running the program with its observations released, the data are its
+    observations in the same run, so that plates that subsample pair both. With an `elbo`, the
+    bound :math:`H_\theta` (the negative ELBO for each unit of the data) joins the loss of the program
+    with the weight :math:`\lambda`; with :class:`~pyro_sig.infer.SIG_ELBO`, or a
+    :class:`~pyro_sig.distributions.SemiImplicit` under ``Trace_ELBO``, this is the GAN-SI, whose
+    critic sees the very psi that the bound has drawn.
+
+    A step is `critic_steps` updates of the critic and one of the program. The critic's first
+    updates see draws of their own (and, in a plate that subsamples, data of their own).
+
+    :param model: a Pyro program with an observed site.
+    :param critic: a torch module, no Pyro module, called as ``critic(value)``, or with several
+        values; larger scores mean more real. Shapes: ``[units, ...]`` to ``[units]`` or
+        ``[units, 1]``.
+    :param optim: optimiser of the program's parameters (and the guide's), of :mod:`pyro.optim`
+        or torch. Torch's takes all parameters in one go, and is faster with small networks.
+    :param critic_optim: torch's optimiser of ``critic.parameters()``.
+    :param objective: one of :mod:`pyro_sig.adversarial.objectives`, by default the non-saturating.
+    :param penalties: one or several of :mod:`pyro_sig.adversarial.penalties`.
+    :param view: what the critic sees, ``view(trace) -> (real, fake)``; see
+        :class:`~pyro_sig.adversarial.View`. By default the psi of an Implicit or SemiImplicit site
+        of the data's shape if there is an `elbo`, else the observed sites.
+    :param bool conditional: whether the critic gets the arguments of the program too, after the
+        values: ``critic(value, *args, **kwargs)``.
+    :param int critic_steps: updates of the critic in a step.
+    :param int unroll: number K of further steps of the critic, on the same batch, through which
+        the program's gradient goes; 0 for none. A step of the critic is as of `critic_optim`.
+    :param ema: decay of a running average of the program's parameters, used in :meth:`averaged`.
+    :param elbo: an ELBO of the same program.
+    :param elbo_weight: the :math:`\lambda`: a number (``math.inf`` leaves out the critic), a
+        function of the step, or a :class:`~pyro_sig.adversarial.Balance`; ``"balance"`` is its
+        default one.
+    :param guide: the guide of the `elbo`, by default empty.
+    :param autocast: a type such as ``torch.bfloat16`` for :func:`torch.autocast` around program
+        and critic.
+    :param bool compile_networks: compile the critic and the networks that the program runs, by
+        :meth:`torch.nn.Module.compile`; not with `unroll` or penalties that take gradients.
+    :raises ValueError: if an argument is not as described. In the first step also: if nothing is
+        observed, if no plate makes exchangeable units, if model and critic share a tensor, if
+        a draw has no gradient, or if the scores do not match the batch.
+
+    **Source:** Goodfellow et al., *Generative Adversarial Networks* (2014); Yin and Zhou,
+    *Semi-Implicit Generative Model* (2019), eq. 11 and 12; Metz et al., *Unrolled Generative
+    Adversarial Networks* (2017).
+
+    Example::
+
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyro_sig.distributions import Implicit
+        >>> net = torch.nn.Linear(1, 2)
+        >>> noise = dist.Normal(torch.zeros(1), 1.0).to_event(1)
+        >>> def model(x):
+        ...     pyro.module("net", net)
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", Implicit(net, noise, event_shape=2), obs=x)
+        >>> critic = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+        >>> gan = GAN(
+        ...     model,
+        ...     critic,
+        ...     pyro.optim.Adam({"lr": 1e-3}),
+        ...     torch.optim.Adam(critic.parameters(), lr=1e-3),
+        ... )
+        >>> critic_loss, generator_loss = gan.step(torch.randn(64, 2))
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        critic: nn.Module,
+        optim: PyroOptim | torch.optim.Optimizer,
+        critic_optim: torch.optim.Optimizer,
+        objective: Objective | None = None,
+        penalties: Penalty | Sequence[Penalty] = (),
+        *,
+        view: Callable[[Any], tuple[Value, Value]] | None = None,
+        conditional: bool = False,
+        critic_steps: int = 1,
+        unroll: int = 0,
+        ema: float | None = None,
+        elbo: ELBO | None = None,
+        elbo_weight: Weight | None = None,
+        guide: Callable[..., Any] | None = None,
+        autocast: torch.dtype | None = None,
+        compile_networks: bool = False,
+    ) -> None:
+        for name, program in (("model", model), ("guide", guide), ("view", view)):
+            if not callable(program) and (program is not None or name == "model"):
+                raise ValueError(f"`{name}` must be callable, was {type(program).__name__}")
+        objective = NonSaturating() if objective is None else objective
+        self._critic = CriticPlayer(critic, critic_optim, objective, penalties)  # type: ignore[arg-type]
+        self._program = ProgramPlayer(optim, ema)
+        self.model = model
+        self.guide = _no_guide if guide is None else guide
+        self.view = view
+        self.conditional = conditional
+        self.critic_steps = _integer("critic_steps", critic_steps, least=1)
+        self.unroll = _integer("unroll", unroll, least=0)
+        self.elbo = elbo
+        self.elbo_weight = _check_weight(elbo, elbo_weight, guide)
+        self.autocast = autocast
+        self.compile_networks = compile_networks
+        self.num_steps = 0
+        self._check_precision()
+        # Found in the first step.
+        self._prepared = False
+        self._psi_site: tuple[str, str, torch.Size] | None = None
+        self._plates: frozenset[str] = frozenset()
+        self._waiting: Mapping[str, Any] | None = None
+
+    @property
+    def critic(self) -> nn.Module:
+        """The critic."""
+        return self._critic.critic
+
+    @property
+    def critic_optim(self) -> torch.optim.Optimizer:
+        """The optimiser of the critic."""
+        return self._critic.optim
+
+    @property
+    def optim(self) -> PyroOptim | torch.optim.Optimizer:
+        """The optimiser of the program."""
+        return self._program.optim
+
+    @property
+    def objective(self) -> Objective:
+        """The objective."""
+        return self._critic.objective
+
+    @property
+    def penalties(self) -> tuple[Penalty, ...]:
+        """The penalties."""
+        return self._critic.penalties
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """Names of what :meth:`step` returns."""
+        return ("critic", "generator") if self.elbo is None else ("critic", "generator", "elbo")
+
+    # -------------------------------------------------------------------------------------- a step
+
+    def step(self, *args: Any, **kwargs: Any) -> tuple[float, ...]:  # noqa: ANN401
+        """Updates the critic, then the program.
+
+        :param args: arguments of the program.
+        :param kwargs: its keyword arguments.
+        :return: the loss of the critic with its penalties, the adversarial loss of the program
+            and, with an `elbo`, the negative ELBO of the whole data.
+        :raises ValueError: see :class:`GAN`.
+        """
+        self._prepare(args, kwargs)
+        for _ in range(self.critic_steps - 1):
+            with torch.no_grad():
+                draw = self._released(args, kwargs)
+            self._update_critic(draw, args, kwargs)
+        draw = self._draw(args, kwargs)
+        if self.unroll:  # from where the critic stands, through what it would learn
+            adversarial = self._unrolled_loss(draw, args, kwargs)
+            self._add_gradients(draw, adversarial)
+            critic_loss = self._update_critic(draw, args, kwargs)
+        else:
+            critic_loss = self._update_critic(draw, args, kwargs)
+            adversarial = self._generator_loss(self.critic, draw, args, kwargs)
+            self._add_gradients(draw, adversarial)
+        self._program.step()
+        self.num_steps += 1
+        losses = [critic_loss, adversarial, *([] if draw.bound is None else [draw.bound])]
+        return _floats(losses)
+
+    @torch.no_grad()
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> tuple[float, ...]:  # noqa: ANN401
+        """Computes the losses of :meth:`step` without penalties and without training.
+
+        :param args: arguments of the program.
+        :param kwargs: its keyword arguments.
+        :return: losses as :meth:`step` returns them.
+        """
+        real, fake = self.scores(*args, **kwargs)
+        losses = [
+            self.objective.critic_loss(real, fake),
+            self.objective.generator_loss(real, fake),
+        ]
+        if self.elbo is not None:
+            losses.append(self.elbo.loss(self.model, self.guide, *args, **kwargs))
+        return _floats(losses)
+
+    @torch.no_grad()
+    def scores(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        """Scores data and draws, as an objective's ``estimate`` takes them.
+
+        :param args: arguments of the program.
+        :param kwargs: its keyword arguments.
+        :return: scores of the data and of the draws, each of shape ``[units]``.
+        """
+        real, fake = self.values(*args, **kwargs)
+        with self._precision():
+            score = self._scorer(self.critic, args, kwargs)
+            return score(*as_parts(real)), score(*as_parts(fake))
+
+    @torch.no_grad()
+    def values(self, *args: Any, **kwargs: Any) -> tuple[Value, Value]:  # noqa: ANN401
+        """Runs the program and returns what the critic sees.
+
+        :param args: arguments of the program.
+        :param kwargs: its keyword arguments.
+        :return: data and draws, each of shape ``[units, ...]`` or a tuple of such.
+        """
+        self._prepare(args, kwargs)
+        draw = self._released(args, kwargs)
+        return draw.real, draw.fake
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Puts the running averages in place of the program's parameters, within a context.
+
+        :return: a context manager; the program is run inside of it.
+        :raises ValueError: without `ema`.
+        """
+        return self._program.averaged()
+
+    # ---------------------------------------------------------------------------------- the losses
+
+    def _scorer(self, critic: Callable[..., Any], args: tuple, kwargs: Mapping) -> Scorer:
+        return self._critic.scorer(critic, *((args, kwargs) if self.conditional else ((), {})))
+
+    def _update_critic(self, draw: _Draw, args: tuple, kwargs: Mapping) -> Tensor:
+        with self._precision():
+            score = self._scorer(self.critic, args, kwargs)
+            loss = self._critic.loss(score, _detach(draw.real), _detach(draw.fake))
+        self._critic.step(loss)
+        return loss
+
+    def _generator_loss(
+        self, critic: Callable[..., Any], draw: _Draw, args: tuple, kwargs: Mapping
+    ) -> Tensor:
+        with self._precision():
+            score = self._scorer(critic, args, kwargs)
+            real = None
+            if self.objective.uses_real:
+                # Only a critic that is unrolled has learnt from the draws of this step.
+                with torch.set_grad_enabled(self.unroll > 0):
+                    real = score(*as_parts(draw.real))
+            return self.objective.generator_loss(real, score(*as_parts(draw.fake)))
+
+    def _unrolled_loss(self, draw: _Draw, args: tuple, kwargs: Mapping) -> Tensor:
+        def loss(critic: Callable[..., Tensor]) -> Tensor:
+            score = self._scorer(critic, args, kwargs)
+            return self._critic.loss(score, draw.real, draw.fake)
+
+        with self._precision():
+            ahead = self._critic.ahead(self.unroll, loss)
+        return self._generator_loss(ahead, draw, args, kwargs)
+
+    def _add_gradients(self, draw: _Draw, adversarial: Tensor) -> None:
+        """Writes the gradient of the program's loss."""
+        params = draw.params
+        if draw.bound is None:
+            adversarial.backward(inputs=params)
+            return
+        weight = self.elbo_weight
+        if callable(weight) and not isinstance(weight, Balance):
+            weight = _check_number("elbo_weight` returned by its schedule", weight(self.num_steps))
+        if isinstance(weight, float) and isinstance(draw.bound, Tensor):
+            bound = draw.bound / draw.num_units
+            loss = bound if math.isinf(weight) else adversarial + weight * bound
+            loss.backward(inputs=params)
+            return
+        if isinstance(draw.bound, Tensor):
+            bounds = torch.autograd.grad(draw.bound, params, retain_graph=True, allow_unused=True)
+        else:  # loss_and_grads has written them
+            bounds = tuple(param.grad for param in params)
+        bounds = tuple(None if g is None else g / draw.num_units for g in bounds)
+        if weight == math.inf:
+            adversary, factor = (None,) * len(params), 1.0
+        else:
+            adversary = torch.autograd.grad(adversarial, params, allow_unused=True)
+            factor = (
+                weight.update_tensor(adversary, bounds) if isinstance(weight, Balance) else weight
+            )
+        for param, a, b in zip(params, adversary, bounds, strict=True):
+            both = [g for g in (a, None if b is None else b * factor) if g is not None]
+            param.grad = sum(both[1:], start=both[0]) if both else None
+
+    # ------------------------------------------------------------------------------------ the runs
+
+    def _draw(self, args: tuple, kwargs: dict[str, Any]) -> _Draw:
+        """Runs program and bound with gradients; one run serves both where psi can be shared."""
+        if self._psi_site is not None:
+            draw = self._draw_psi(args, kwargs)
+            if draw is not None:
+                return draw
+        draw = self._released(args, kwargs)
+        self._check_gradient(draw.fake)
+        if self.elbo is not None:
+            with Tap() as tap, self._precision():
+                bound = self._bound(self.elbo, args, kwargs)
+            draw = draw._replace(params=self._meet(tap), bound=bound)
+        return draw
+
+    def _released(self, args: tuple, kwargs: dict[str, Any]) -> _Draw:
+        assert self.view is not None
+        with ReleasedRun() as run, self._precision():
+            self.model(*args, **kwargs)
+        with self._precision():
+            seen = self.view(run if isinstance(self.view, View) else run.trace())  # type: ignore[arg-type]
+        if not (isinstance(seen, (tuple, list)) and len(seen) == 2):
+            raise ValueError(
+                f"`view` must return what the critic sees as a pair (real, fake), was {seen!r}"
+            )
+        factor = 1.0
+        if self.elbo is not None:
+            factor = subsampling(next(iter(observed_sites(run).values())), self._plates)
+        num_units = factor * len(as_parts(seen[0])[0])
+        return _Draw(*seen, self._meet(run), num_units=num_units)
+
+    def _draw_psi(self, args: tuple, kwargs: dict[str, Any]) -> _Draw | None:
+        """Runs the bound and takes the psi that it drew as the draws; None where rows differ."""
+        assert self.elbo is not None
+        assert self._psi_site is not None
+        site, observed, event_shape = self._psi_site
+        with Tap() as tap, self._precision():
+            bound = self._bound(self.elbo, args, kwargs)
+        psi = tap.psi(site, event_shape)
+        if psi is None or not isinstance(bound, Tensor):
+            self._psi_site = None
+            return None
+        data = tap.nodes[observed]
+        # The bound may have expanded the site over its psi; the value is as it was given.
+        x, event_dim = data["value"], len(data["fn"].event_shape)
+        mask = unit_mask(data, self._plates, x.shape[: x.dim() - event_dim])
+        (real,) = apply_mask([unit_rows(data, x, event_dim, self._plates)], mask)
+        if self.objective.paired and len(psi) < len(real):
+            raise ValueError(
+                f"`num_mixing` must be at least the batch size {len(real)} where "
+                f"{self.objective!r} pairs data and psi, was {len(psi)}"
+            )
+        size = len(real) * subsampling(data, self._plates)
+        return _Draw(real, psi[: len(real)], self._meet(tap), bound, size)
+
+    def _bound(self, elbo: Any, args: tuple, kwargs: dict[str, Any]) -> Tensor | float:  # noqa: ANN401
+        """The negative ELBO; its gradient is written already if it is a number."""
+        if hasattr(elbo, "differentiable_loss"):
+            return elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
+        return float(elbo.loss_and_grads(self.model, self.guide, *args, **kwargs))
+
+    def _meet(self, tap: Tap) -> list[Tensor]:
+        return self._program.meet(tap.params, self._critic.owns)
+
+    def _check_gradient(self, fake: Value) -> None:
+        parts = as_parts(fake)
+        lacking = [i for i, part in enumerate(parts) if not part.requires_grad]
+        some = not isinstance(self.view, ObservedView) and len(lacking) < len(parts)
+        if lacking and not some:
+            raise ValueError(
+                "`model` must draw what the critic sees with a gradient to its parameters, but "
+                f"value {lacking[0]} of shape {tuple(parts[lacking[0]].shape)} had none: the site "
+                "must have rsample, and its law must depend on a parameter. A discrete site can "
+                "be trained by SIG, or show the critic its psi: view=PsiView(site)"
+            )
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.autocast is None:
+            return nullcontext()
+        device = next(self.critic.parameters()).device
+        return torch.autocast(device.type, dtype=self.autocast)
+
+    # ------------------------------------------------------------------------------ the first step
+
+    def _check_precision(self) -> None:
+        if self.autocast is not None and not isinstance(self.autocast, torch.dtype):
+            raise ValueError(f"`autocast` must be a torch dtype or None, was {self.autocast!r}")
+        doubled = self.unroll or any(penalty.where is not None for penalty in self.penalties)
+        if self.compile_networks and doubled:
+            raise ValueError(
+                "`compile_networks` must be False with `unroll` or with penalties that take a "
+                "gradient: compiled networks cannot be differentiated twice"
+            )
+
+    def _prepare(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Runs model and guide once to find their sites, parameters and networks."""
+        if self._prepared:
+            return
+        with preserved_random_state(), modules_run() as modules:
+            with Tap() as tap:
+                if self.elbo is not None:
+                    self.guide(*args, **kwargs)
+            with torch.no_grad(), ReleasedRun() as run:
+                self.model(*args, **kwargs)
+        psi_site = None if self.elbo is None else find_psi_site(run)
+        if self.view is None:
+            self.view = ObservedView() if psi_site is None else PsiView(psi_site)
+        if self.elbo is not None:
+            self._plates = find_unit_plates(run)
+        if isinstance(self.view, PsiView) and hasattr(self.elbo, "differentiable_loss"):
+            self._psi_site = self._sharing(run, self.view.site)
+        self._meet(tap)
+        self._meet(run)
+        self._program.modules = modules
+        self._refuse_shared(modules)
+        if self.compile_networks:
+            for module in (self.critic, *modules):
+                module.compile()
+        self._prepared = True
+        if self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            self._restore(waiting)
+
+    @staticmethod
+    def _sharing(run: ReleasedRun, site: str) -> tuple[str, str, torch.Size] | None:
+        observed = list(observed_sites(run))
+        law = psi_law(run.nodes[site]["fn"]) if site in run.nodes else None
+        if law is None or len(observed) != 1:
+            return None
+        mixing = getattr(law, "mixing", None)
+        shape = run.nodes[site]["fn"].event_shape if mixing is None else mixing.event_shape
+        return site, observed[0], shape
+
+    def _refuse_shared(self, modules: Sequence[nn.Module]) -> None:
+        own = [m for m in (self.model, self.guide) if isinstance(m, nn.Module)]
+        for module in (*modules, *own):
+            for name, param in module.named_parameters():
+                if self._critic.owns(param):
+                    raise ValueError(
+                        f"`critic` must share no tensor with the model, but shared {name!r} of a "
+                        f"{type(module).__name__}"
+                    )
+
+    # --------------------------------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns a copy of all that the next step depends on, but the random state.
+
+        :return: parameters and buffers of the program, the critic, both optimisers, the running
+            averages, the state of `elbo` and weight, and the number of steps.
+        """
+        if self._waiting is not None:
+            return copy.deepcopy(dict(self._waiting))
+        balance = self.elbo_weight
+        return {
+            "num_steps": self.num_steps,
+            "program": self._program.state_dict(),
+            "critic": self._critic.state_dict(),
+            "balance": copy.deepcopy(balance.state_dict()) if isinstance(balance, Balance) else {},
+            "elbo": dict(_elbo_state(self.elbo)),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned; before the first step it waits for it.
+
+        The first step of a new object finds the parameters first, without touching the random
+        state.
+
+        :param state_dict: the state.
+        :raises ValueError: if it is that of another program, now or in the first step.
+        """
+        expected = {"num_steps", "program", "critic", "balance", "elbo"}
+        if set(state_dict) != expected:
+            raise ValueError(
+                f"`state_dict` must hold {sorted(expected)}, held {sorted(state_dict)}"
+            )
+        if self._prepared:
+            self._restore(state_dict)
+        else:
+            self._waiting = copy.deepcopy(dict(state_dict))
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self._program.load_state_dict(state["program"])
+        self._critic.load_state_dict(state["critic"])
+        if isinstance(self.elbo_weight, Balance):
+            self.elbo_weight.load_state_dict(copy.deepcopy(state["balance"]))
+        elbo: Any = self.elbo
+        if "max_plate_nesting" in state["elbo"]:
+            elbo.max_plate_nesting = state["elbo"]["max_plate_nesting"]
+        if "state" in state["elbo"]:
+            elbo.load_state_dict(copy.deepcopy(state["elbo"]["state"]))
+        self.num_steps = state["num_steps"]
+
+    def __repr__(self) -> str:
+        parts = [repr(self.objective), *map(repr, self.penalties)]
+        for name, default in (("critic_steps", 1), ("unroll", 0), ("elbo_weight", None)):
+            value = getattr(self, name)
+            if value != default:
+                parts.append(f"{name}={value!r}")
+        if self.elbo is not None:
+            parts.insert(1, f"elbo={type(self.elbo).__name__}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def _no_guide(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    """Draws nothing."""
+
+
+def _elbo_state(elbo: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
+    # To guess it anew would draw random numbers.
+    nesting = getattr(elbo, "max_plate_nesting", math.inf)
+    if nesting < math.inf:
+        yield "max_plate_nesting", nesting
+    if callable(getattr(elbo, "state_dict", None)):
+        yield "state", copy.deepcopy(elbo.state_dict())
+
+
+def _floats(losses: Sequence[Tensor | float]) -> tuple[float, ...]:
+    return tuple(x.item() if isinstance(x, Tensor) else float(x) for x in losses)
+
+
+def _detach(value: Value) -> Value:
+    if isinstance(value, tuple):
+        return tuple(part.detach() for part in value)
+    return value.detach()
+
+
+def _integer(name: str, value: int, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"`{name}` must be an integer of at least {least}, was {value!r}")
+    return value
+
+
+def _check_number(name: str, weight: Any) -> float:  # noqa: ANN401
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight >= 0:
+        raise ValueError(f"`{name}` must be a number of at least 0, was {weight!r}")
+    return float(weight)
+
+
+def _check_weight(
+    elbo: ELBO | None, weight: Weight | None, guide: object
+) -> float | Callable[[int], float] | Balance | None:
+    if elbo is None:
+        for name, value in (("elbo_weight", weight), ("guide", guide)):
+            if value is not None:
+                raise ValueError(f"`{name}` must be None without an `elbo`, was {value!r}")
+        return None
+    if not callable(getattr(elbo, "loss_and_grads", None)):
+        raise ValueError(f"`elbo` must be an ELBO with loss_and_grads, was {type(elbo).__name__}")
+    if weight is None:
+        raise ValueError(
+            '`elbo_weight` must say how much the `elbo` counts: a number, a function of the step, '
+            'or "balance"; was None'
+        )
+    if weight == "balance":
+        return Balance()
+    if isinstance(weight, Balance) or callable(weight):
+        return weight
+    return _check_number("elbo_weight", weight)
