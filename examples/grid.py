@@ -28,6 +28,7 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
 from pyro_sig import datasets
+from pyro_sig.adversarial import GAN, objectives, penalties
 from pyro_sig.diagnostics import mode_coverage
 from pyro_sig.distributions import Implicit, SemiImplicit
 from pyro_sig.infer import no_guide, train
@@ -37,6 +38,20 @@ NUM_SAMPLES = 50_000
 FIGURES = ("modes", "hq", "kl", "seconds")
 # Mean and SD over five trials, as printed in Table 1.
 PAPER = {"sig": {"modes": (25, 0), "hq": (0.91, 0.04), "kl": (0.14, 0.07)}}
+
+
+# ------------------------------------------------------------------------- what the methods share
+
+
+def make_generator(args: argparse.Namespace) -> tuple[MLP, dist.Distribution]:
+    """The network that all methods train, and its noise: uniform, of mean 0 and variance 1."""
+    bound = torch.full((2,), math.sqrt(3.0), device=args.device)
+    return MLP(2, [100, 100], 2, device=args.device), dist.Uniform(-bound, bound).to_event(1)
+
+
+def num_steps(args: argparse.Namespace) -> int:
+    """Steps of one fit."""
+    return 200 if args.smoke else args.num_steps
 
 
 # -------------------------------------------------------------------------------------------- SIG
@@ -57,44 +72,135 @@ def learning_rate(progress: float, warm_up: float = 1 / 12) -> float:
     return min(1.0, (progress + 1e-6) / warm_up) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def fit_sig(toy: datasets.Toy, args: argparse.Namespace) -> Callable[[int], Tensor]:
-    """Trains SIG by plain SVI; returns a sampler of x."""
-    num_steps = 200 if args.smoke else args.num_steps
-    bound = torch.full((2,), math.sqrt(3.0), device=args.device)
-    noise = dist.Uniform(-bound, bound).to_event(1)
-    net = MLP(2, [100, 100], 2, device=args.device)
+class SemiImplicitProgram:
+    """The program of SIG and of GAN-SI, ``model(x, std)``."""
 
-    def generator(std: float) -> SemiImplicit:
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.net, self.noise = make_generator(args)
+        self.num_mixing = args.num_mixing
+
+    def generator(self, std: float) -> SemiImplicit:
+        """The law of x, with the std of its conditional."""
         return SemiImplicit(
-            Implicit(net, noise, event_shape=2),
+            Implicit(self.net, self.noise, event_shape=2),
             lambda psi: dist.Normal(psi, std).to_event(1),
-            num_mixing=args.num_mixing,
+            num_mixing=self.num_mixing,
         )
 
-    def model(x: Tensor, std: float) -> None:
-        pyro.module("generator", net)
+    def __call__(self, x: Tensor, std: float) -> None:
+        """Runs the program."""
+        pyro.module("generator", self.net)
         with pyro.plate("data", len(x)):
-            pyro.sample("x", generator(std), obs=x)
+            pyro.sample("x", self.generator(std), obs=x)
 
-    def batch(step: int) -> tuple[Tensor, float]:
-        std = conditional_std(step / num_steps, toy.mode_std)
-        return toy.sample(args.batch_size), std
+    def batches(
+        self, toy: datasets.Toy, args: argparse.Namespace
+    ) -> Callable[[int], tuple[Tensor, float]]:
+        """Fresh data and the std of a step."""
+        steps = num_steps(args)
+        return lambda step: (
+            toy.sample(args.batch_size),
+            conditional_std(step / steps, toy.mode_std),
+        )
 
+
+def fit_sig(toy: datasets.Toy, args: argparse.Namespace) -> Callable[[tuple[int]], Tensor]:
+    """Trains SIG by plain SVI; returns a sampler of x."""
+    program, steps = SemiImplicitProgram(args), num_steps(args)
     optim = pyro.optim.LambdaLR(
         {
             "optimizer": torch.optim.Adam,
             # The loss is a sum over the batch; Adam does not see its scale.
             "optim_args": {"lr": args.learning_rate, "betas": (0.95, 0.999)},
-            "lr_lambda": lambda step: learning_rate(step / num_steps),
+            "lr_lambda": lambda step: learning_rate(step / steps),
         }
     )
-    svi = SVI(model, no_guide, optim, Trace_ELBO(max_plate_nesting=1))
-    train(svi, batch, num_steps, description="SIG")
+    svi = SVI(program, no_guide, optim, Trace_ELBO(max_plate_nesting=1))
+    train(svi, program.batches(toy, args), steps, description="SIG")
     with torch.no_grad():
-        return generator(toy.mode_std).sample
+        return program.generator(toy.mode_std).sample
 
 
-FIT = {"sig": fit_sig}
+# ----------------------------------------------------------------------------------- adversaries
+
+
+def fit_gan_si(toy: datasets.Toy, args: argparse.Namespace) -> Callable[[tuple[int]], Tensor]:
+    """Trains SIG against a critic of its psi; returns a sampler of x."""
+    program, steps = SemiImplicitProgram(args), num_steps(args)
+    critic = MLP(2, [100], 1, device=args.device)
+    optim = torch.optim.Adam(program.net.parameters(), lr=args.learning_rate, betas=(0.95, 0.999))
+    critic_optim = torch.optim.Adam(critic.parameters(), lr=1e-3, betas=(0.5, 0.999))
+    gan = GAN(
+        program,
+        critic,
+        optim,
+        critic_optim,
+        elbo=Trace_ELBO(max_plate_nesting=1),
+        elbo_weight=args.elbo_weight,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optim, lambda step: learning_rate(step / steps))
+    train(
+        gan,
+        program.batches(toy, args),
+        steps,
+        callbacks=[lambda *_: schedule.step()],
+        description="GAN-SI",
+    )
+    with torch.no_grad():
+        return program.generator(toy.mode_std).sample
+
+
+def adversary(name: str, **settings: Any) -> Callable[..., Callable[[tuple[int]], Tensor]]:
+    """Makes the fit of a network on noise by a critic alone.
+
+    :param name: of the method, for the progress bar.
+    :param settings: what :class:`GAN` gets beside programs and optimisers; ``betas`` are those of
+        both Adams.
+    """
+    betas = settings.pop("betas", (0.5, 0.999))
+
+    def fit(toy: datasets.Toy, args: argparse.Namespace) -> Callable[[tuple[int]], Tensor]:
+        net, noise = make_generator(args)
+        critic = MLP(2, [100], 1, device=args.device)
+
+        def model(x: Tensor) -> None:
+            pyro.module("generator", net)
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", Implicit(net, noise, event_shape=2), obs=x)
+
+        rate = args.rates.get(name, RATES[name])
+        optim = torch.optim.Adam(net.parameters(), lr=rate, betas=betas)
+        critic_optim = torch.optim.Adam(critic.parameters(), lr=rate, betas=betas)
+        gan = GAN(model, critic, optim, critic_optim, **settings)
+        train(gan, lambda step: toy.sample(args.batch_size), num_steps(args), description=name)
+        with torch.no_grad():
+            return Implicit(net, noise, event_shape=2).sample
+
+    return fit
+
+
+# The best of three learning rates each: those of the table, a third and three times of it.
+RATES = {"gan": 1e-3, "unrolled": 1e-3, "wgan-gp": 1e-3, "rpgan-r1r2": 1e-3}
+
+FIT = {
+    "gan": adversary("gan"),
+    "unrolled": adversary("unrolled", unroll=5, objective=objectives.Minimax()),
+    "sig": fit_sig,
+    "gan-si": fit_gan_si,
+    "wgan-gp": adversary(
+        "wgan-gp",
+        objective=objectives.Wasserstein(),
+        penalties=penalties.GradientPenalty(0.1),
+        critic_steps=5,
+        betas=(0.5, 0.9),
+    ),
+    "rpgan-r1r2": adversary(
+        "rpgan-r1r2",
+        objective=objectives.Relativistic(),
+        penalties=[penalties.R1(0.1), penalties.R2(0.1)],
+        betas=(0.0, 0.9),
+    ),
+}
 
 
 # ------------------------------------------------------------------------------------ one seed each
@@ -173,7 +279,7 @@ def draw(samples: dict[str, Tensor], path: Path) -> None:
     plt.close(figure)
 
 
-SETTINGS = ("num_steps", "batch_size", "num_mixing", "learning_rate")
+SETTINGS = ("num_steps", "batch_size", "num_mixing", "learning_rate", "elbo_weight", "rates")
 
 
 def main(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
@@ -211,7 +317,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num-steps", type=int, default=24_000)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--num-mixing", type=int, default=512)
-    parser.add_argument("--learning-rate", type=float, default=0.04)
+    parser.add_argument("--learning-rate", type=float, default=0.04, help="of SIG and GAN-SI")
+    parser.add_argument("--elbo-weight", type=float, default=1.0, help="of SIG in GAN-SI")
+    parser.add_argument(
+        "--rates", type=json.loads, default={}, help='learning rates of others, {"gan": 1e-3}'
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--smoke", action="store_true", help="a short run that shows it works")
     parser.add_argument("--out", type=Path, default=Path("out/grid"))

@@ -15,6 +15,7 @@ from pyro_sig.adversarial.objectives import Objective
 from pyro_sig.adversarial.penalties import (
     Penalty,
     controls_lipschitz,
+    gradient_points,
     mixes_rows,
     penalize,
 )
@@ -137,7 +138,7 @@ class CriticPlayer:
         """
         if not self.penalties:
             return self.objective.critic_loss(score(*as_parts(real)), score(*as_parts(fake)))
-        where = {penalty.where for penalty in self.penalties}
+        where = gradient_points(self.penalties)
         if "real" in where:
             real = _with_gradient(real, "real")
         if "fake" in where:

@@ -121,12 +121,13 @@ class ProgramPlayer:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns a copy of parameters, buffers, average and optimiser."""
-        torch_optim = isinstance(self.optim, torch.optim.Optimizer)
+        optim: Any = self.optim
+        pyro_optim = isinstance(optim, PyroOptim)
         state = {
             "params": {name: param.detach() for name, param in self.params.items()},
             "buffers": dict(self._buffers()),
             "average": self.average,
-            "optim": self.optim.state_dict() if torch_optim else self.optim.get_state(),
+            "optim": optim.get_state() if pyro_optim else optim.state_dict(),
         }
         return copy.deepcopy(state)
 

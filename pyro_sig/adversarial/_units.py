@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
 __all__ = [
+    "Run",
     "apply_mask",
     "find_unit_plates",
     "observed_sites",
@@ -21,7 +21,13 @@ __all__ = [
 ]
 
 
-def observed_sites(trace: Trace) -> dict[str, dict[str, Any]]:
+class Run(Protocol):
+    """A record of a run of a program, such as Pyro's trace."""
+
+    nodes: Any
+
+
+def observed_sites(trace: Run) -> dict[str, dict[str, Any]]:
     """Returns the sites that were released, without those that hold no data.
 
     :param trace: of a program whose observations were released.
@@ -46,10 +52,10 @@ def observed_sites(trace: Trace) -> dict[str, dict[str, Any]]:
             "`model` must have an observed site, pyro.sample(name, ..., obs=data), but its sample "
             f"sites were {names}"
         )
-    return found  # type: ignore[return-value]
+    return found
 
 
-def find_unit_plates(trace: Trace) -> frozenset[str]:
+def find_unit_plates(trace: Run) -> frozenset[str]:
     """Finds the plates whose rows are independent: all observed and random sites are inside.
 
     :param trace: of a program whose observations were released.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from pyro_sig._random_state import preserved_random_state
 from pyro_sig.adversarial._critic_player import CriticPlayer, Scorer, as_parts
+from pyro_sig.adversarial._elbo_term import ElboTerm, Weight
 from pyro_sig.adversarial._program_player import ProgramPlayer
 from pyro_sig.adversarial._tap import ReleasedRun, Tap, modules_run
 from pyro_sig.adversarial._units import (
@@ -25,7 +25,6 @@ from pyro_sig.adversarial._units import (
     unit_mask,
     unit_rows,
 )
-from pyro_sig.adversarial.balance import Balance
 from pyro_sig.adversarial.objectives import NonSaturating, Objective
 from pyro_sig.adversarial.penalties import Penalty
 from pyro_sig.adversarial.views import (
@@ -38,8 +37,6 @@ from pyro_sig.adversarial.views import (
 )
 
 __all__ = ["GAN"]
-
-Weight = float | Callable[[int], float] | Balance | str
 
 
 class _Draw(NamedTuple):
@@ -62,7 +59,7 @@ class GAN:
 
     The draws are made by running the program with its observations released, the data are its
     observations in the same run, so that plates that subsample pair both. With an `elbo`, the
-    bound :math:`H_\theta` (the negative ELBO for each unit of the data) joins the loss of the program
+    bound :math:`H_\theta` (the negative ELBO for each unit of the data) joins the program's loss
     with the weight :math:`\lambda`; with :class:`~pyro_sig.infer.SIG_ELBO`, or a
     :class:`~pyro_sig.distributions.SemiImplicit` under ``Trace_ELBO``, this is the GAN-SI, whose
     critic sees the very psi that the bound has drawn.
@@ -116,7 +113,8 @@ class GAN:
         ...     pyro.module("net", net)
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("x", Implicit(net, noise, event_shape=2), obs=x)
-        >>> critic = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+        >>> from pyro_sig.nn import MLP
+        >>> critic = MLP(2, [8], 1)
         >>> gan = GAN(
         ...     model,
         ...     critic,
@@ -153,13 +151,16 @@ class GAN:
         self._critic = CriticPlayer(critic, critic_optim, objective, penalties)  # type: ignore[arg-type]
         self._program = ProgramPlayer(optim, ema)
         self.model = model
-        self.guide = _no_guide if guide is None else guide
         self.view = view
         self.conditional = conditional
         self.critic_steps = _integer("critic_steps", critic_steps, least=1)
         self.unroll = _integer("unroll", unroll, least=0)
-        self.elbo = elbo
-        self.elbo_weight = _check_weight(elbo, elbo_weight, guide)
+        self._term: ElboTerm | None = None
+        if elbo is not None:
+            self._term = ElboTerm(elbo, elbo_weight, guide)
+        for name, value in (("elbo_weight", elbo_weight), ("guide", guide)):
+            if elbo is None and value is not None:
+                raise ValueError(f"`{name}` must be None without an `elbo`, was {value!r}")
         self.autocast = autocast
         self.compile_networks = compile_networks
         self.num_steps = 0
@@ -196,9 +197,19 @@ class GAN:
         return self._critic.penalties
 
     @property
+    def elbo(self) -> ELBO | None:
+        """The ELBO beside the critic, if there is one."""
+        return None if self._term is None else self._term.elbo
+
+    @property
+    def elbo_weight(self) -> Weight | None:
+        """Its weight."""
+        return None if self._term is None else self._term.weight
+
+    @property
     def loss_names(self) -> tuple[str, ...]:
         """Names of what :meth:`step` returns."""
-        return ("critic", "generator") if self.elbo is None else ("critic", "generator", "elbo")
+        return ("critic", "generator") if self._term is None else ("critic", "generator", "elbo")
 
     # -------------------------------------------------------------------------------------- a step
 
@@ -239,12 +250,12 @@ class GAN:
         :return: losses as :meth:`step` returns them.
         """
         real, fake = self.scores(*args, **kwargs)
-        losses = [
+        losses: list[Tensor | float] = [
             self.objective.critic_loss(real, fake),
             self.objective.generator_loss(real, fake),
         ]
-        if self.elbo is not None:
-            losses.append(self.elbo.loss(self.model, self.guide, *args, **kwargs))
+        if self._term is not None:
+            losses.append(self._term.evaluate(self.model, args, kwargs))
         return _floats(losses)
 
     @torch.no_grad()
@@ -315,33 +326,12 @@ class GAN:
 
     def _add_gradients(self, draw: _Draw, adversarial: Tensor) -> None:
         """Writes the gradient of the program's loss."""
-        params = draw.params
-        if draw.bound is None:
-            adversarial.backward(inputs=params)
-            return
-        weight = self.elbo_weight
-        if callable(weight) and not isinstance(weight, Balance):
-            weight = _check_number("elbo_weight` returned by its schedule", weight(self.num_steps))
-        if isinstance(weight, float) and isinstance(draw.bound, Tensor):
-            bound = draw.bound / draw.num_units
-            loss = bound if math.isinf(weight) else adversarial + weight * bound
-            loss.backward(inputs=params)
-            return
-        if isinstance(draw.bound, Tensor):
-            bounds = torch.autograd.grad(draw.bound, params, retain_graph=True, allow_unused=True)
-        else:  # loss_and_grads has written them
-            bounds = tuple(param.grad for param in params)
-        bounds = tuple(None if g is None else g / draw.num_units for g in bounds)
-        if weight == math.inf:
-            adversary, factor = (None,) * len(params), 1.0
+        if self._term is None or draw.bound is None:
+            adversarial.backward(inputs=draw.params)
         else:
-            adversary = torch.autograd.grad(adversarial, params, allow_unused=True)
-            factor = (
-                weight.update_tensor(adversary, bounds) if isinstance(weight, Balance) else weight
+            self._term.write_gradients(
+                draw.params, adversarial, draw.bound, draw.num_units, self.num_steps
             )
-        for param, a, b in zip(params, adversary, bounds, strict=True):
-            both = [g for g in (a, None if b is None else b * factor) if g is not None]
-            param.grad = sum(both[1:], start=both[0]) if both else None
 
     # ------------------------------------------------------------------------------------ the runs
 
@@ -353,9 +343,9 @@ class GAN:
                 return draw
         draw = self._released(args, kwargs)
         self._check_gradient(draw.fake)
-        if self.elbo is not None:
+        if self._term is not None:
             with Tap() as tap, self._precision():
-                bound = self._bound(self.elbo, args, kwargs)
+                bound = self._term(self.model, args, kwargs)
             draw = draw._replace(params=self._meet(tap), bound=bound)
         return draw
 
@@ -364,24 +354,24 @@ class GAN:
         with ReleasedRun() as run, self._precision():
             self.model(*args, **kwargs)
         with self._precision():
-            seen = self.view(run if isinstance(self.view, View) else run.trace())  # type: ignore[arg-type]
+            seen = self.view(run if isinstance(self.view, View) else run.trace())
         if not (isinstance(seen, (tuple, list)) and len(seen) == 2):
             raise ValueError(
                 f"`view` must return what the critic sees as a pair (real, fake), was {seen!r}"
             )
         factor = 1.0
-        if self.elbo is not None:
+        if self._term is not None:
             factor = subsampling(next(iter(observed_sites(run).values())), self._plates)
         num_units = factor * len(as_parts(seen[0])[0])
         return _Draw(*seen, self._meet(run), num_units=num_units)
 
     def _draw_psi(self, args: tuple, kwargs: dict[str, Any]) -> _Draw | None:
         """Runs the bound and takes the psi that it drew as the draws; None where rows differ."""
-        assert self.elbo is not None
+        assert self._term is not None
         assert self._psi_site is not None
         site, observed, event_shape = self._psi_site
         with Tap() as tap, self._precision():
-            bound = self._bound(self.elbo, args, kwargs)
+            bound = self._term(self.model, args, kwargs)
         psi = tap.psi(site, event_shape)
         if psi is None or not isinstance(bound, Tensor):
             self._psi_site = None
@@ -398,12 +388,6 @@ class GAN:
             )
         size = len(real) * subsampling(data, self._plates)
         return _Draw(real, psi[: len(real)], self._meet(tap), bound, size)
-
-    def _bound(self, elbo: Any, args: tuple, kwargs: dict[str, Any]) -> Tensor | float:  # noqa: ANN401
-        """The negative ELBO; its gradient is written already if it is a number."""
-        if hasattr(elbo, "differentiable_loss"):
-            return elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
-        return float(elbo.loss_and_grads(self.model, self.guide, *args, **kwargs))
 
     def _meet(self, tap: Tap) -> list[Tensor]:
         return self._program.meet(tap.params, self._critic.owns)
@@ -444,17 +428,17 @@ class GAN:
             return
         with preserved_random_state(), modules_run() as modules:
             with Tap() as tap:
-                if self.elbo is not None:
-                    self.guide(*args, **kwargs)
+                if self._term is not None:
+                    self._term.guide(*args, **kwargs)
             with torch.no_grad(), ReleasedRun() as run:
                 self.model(*args, **kwargs)
-        psi_site = None if self.elbo is None else find_psi_site(run)
+        psi_site = None if self._term is None else find_psi_site(run)
         if self.view is None:
             self.view = ObservedView() if psi_site is None else PsiView(psi_site)
-        if self.elbo is not None:
+        if self._term is not None:
             self._plates = find_unit_plates(run)
-        if isinstance(self.view, PsiView) and hasattr(self.elbo, "differentiable_loss"):
-            self._psi_site = self._sharing(run, self.view.site)
+            if isinstance(self.view, PsiView) and self._term.differentiable:
+                self._psi_site = self._sharing(run, self.view.site)
         self._meet(tap)
         self._meet(run)
         self._program.modules = modules
@@ -478,7 +462,8 @@ class GAN:
         return site, observed[0], shape
 
     def _refuse_shared(self, modules: Sequence[nn.Module]) -> None:
-        own = [m for m in (self.model, self.guide) if isinstance(m, nn.Module)]
+        programs = [self.model] if self._term is None else [self.model, self._term.guide]
+        own = [m for m in programs if isinstance(m, nn.Module)]
         for module in (*modules, *own):
             for name, param in module.named_parameters():
                 if self._critic.owns(param):
@@ -497,13 +482,11 @@ class GAN:
         """
         if self._waiting is not None:
             return copy.deepcopy(dict(self._waiting))
-        balance = self.elbo_weight
         return {
             "num_steps": self.num_steps,
             "program": self._program.state_dict(),
             "critic": self._critic.state_dict(),
-            "balance": copy.deepcopy(balance.state_dict()) if isinstance(balance, Balance) else {},
-            "elbo": dict(_elbo_state(self.elbo)),
+            "elbo": {} if self._term is None else self._term.state_dict(),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -515,7 +498,7 @@ class GAN:
         :param state_dict: the state.
         :raises ValueError: if it is that of another program, now or in the first step.
         """
-        expected = {"num_steps", "program", "critic", "balance", "elbo"}
+        expected = {"num_steps", "program", "critic", "elbo"}
         if set(state_dict) != expected:
             raise ValueError(
                 f"`state_dict` must hold {sorted(expected)}, held {sorted(state_dict)}"
@@ -528,13 +511,8 @@ class GAN:
     def _restore(self, state: Mapping[str, Any]) -> None:
         self._program.load_state_dict(state["program"])
         self._critic.load_state_dict(state["critic"])
-        if isinstance(self.elbo_weight, Balance):
-            self.elbo_weight.load_state_dict(copy.deepcopy(state["balance"]))
-        elbo: Any = self.elbo
-        if "max_plate_nesting" in state["elbo"]:
-            elbo.max_plate_nesting = state["elbo"]["max_plate_nesting"]
-        if "state" in state["elbo"]:
-            elbo.load_state_dict(copy.deepcopy(state["elbo"]["state"]))
+        if self._term is not None:
+            self._term.load_state_dict(state["elbo"])
         self.num_steps = state["num_steps"]
 
     def __repr__(self) -> str:
@@ -543,22 +521,9 @@ class GAN:
             value = getattr(self, name)
             if value != default:
                 parts.append(f"{name}={value!r}")
-        if self.elbo is not None:
-            parts.insert(1, f"elbo={type(self.elbo).__name__}")
+        if self._term is not None:
+            parts.insert(1, f"elbo={type(self._term.elbo).__name__}")
         return f"{type(self).__name__}({', '.join(parts)})"
-
-
-def _no_guide(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-    """Draws nothing."""
-
-
-def _elbo_state(elbo: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
-    # To guess it anew would draw random numbers.
-    nesting = getattr(elbo, "max_plate_nesting", math.inf)
-    if nesting < math.inf:
-        yield "max_plate_nesting", nesting
-    if callable(getattr(elbo, "state_dict", None)):
-        yield "state", copy.deepcopy(elbo.state_dict())
 
 
 def _floats(losses: Sequence[Tensor | float]) -> tuple[float, ...]:
@@ -575,31 +540,3 @@ def _integer(name: str, value: int, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"`{name}` must be an integer of at least {least}, was {value!r}")
     return value
-
-
-def _check_number(name: str, weight: Any) -> float:  # noqa: ANN401
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight >= 0:
-        raise ValueError(f"`{name}` must be a number of at least 0, was {weight!r}")
-    return float(weight)
-
-
-def _check_weight(
-    elbo: ELBO | None, weight: Weight | None, guide: object
-) -> float | Callable[[int], float] | Balance | None:
-    if elbo is None:
-        for name, value in (("elbo_weight", weight), ("guide", guide)):
-            if value is not None:
-                raise ValueError(f"`{name}` must be None without an `elbo`, was {value!r}")
-        return None
-    if not callable(getattr(elbo, "loss_and_grads", None)):
-        raise ValueError(f"`elbo` must be an ELBO with loss_and_grads, was {type(elbo).__name__}")
-    if weight is None:
-        raise ValueError(
-            '`elbo_weight` must say how much the `elbo` counts: a number, a function of the step, '
-            'or "balance"; was None'
-        )
-    if weight == "balance":
-        return Balance()
-    if isinstance(weight, Balance) or callable(weight):
-        return weight
-    return _check_number("elbo_weight", weight)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from pyro_sig.adversarial._units import (
+    Run,
     apply_mask,
     find_unit_plates,
     observed_sites,
@@ -38,7 +38,7 @@ class View:
         ...     return site["infer"]["obs"] / 100, site["value"] / 100
     """
 
-    def __call__(self, trace: Trace) -> tuple[Value, Value]:
+    def __call__(self, trace: Run) -> tuple[Value, Value]:
         """Returns what the critic sees of the data and of the program's draws.
 
         :param trace: a run of the program with its observations released.
@@ -85,7 +85,7 @@ class ObservedView(View):
         self._names: list[str] = []
         self._plates: frozenset[str] = frozenset()
 
-    def __call__(self, trace: Trace) -> tuple[Value, Value]:
+    def __call__(self, trace: Run) -> tuple[Value, Value]:
         """Returns the data and the draws; see :class:`View`."""
         structure = tuple(trace.nodes)
         if structure != self._structure:  # which plates make units is found once
@@ -129,7 +129,7 @@ class PsiView(View):
     def __repr__(self) -> str:
         return f"PsiView({self.site!r})"
 
-    def __call__(self, trace: Trace) -> tuple[Value, Value]:
+    def __call__(self, trace: Run) -> tuple[Value, Value]:
         """Returns the data and the psi; see :class:`View`."""
         plates = find_unit_plates(trace)
         observed = observed_sites(trace)
@@ -164,7 +164,7 @@ def psi_law(fn: Any) -> Implicit | SemiImplicit | None:  # noqa: ANN401 - any si
     return fn if isinstance(fn, (Implicit, SemiImplicit)) else None
 
 
-def find_psi_site(trace: Trace) -> str | None:
+def find_psi_site(trace: Run) -> str | None:
     """Finds the site whose psi can stand beside the data: of the same event shape.
 
     :param trace: of a program whose observations were released.
@@ -177,11 +177,12 @@ def find_psi_site(trace: Trace) -> str | None:
     ((name, data),) = observed.items()
     found = []
     for other, site in trace.nodes.items():
-        law = psi_law(site["fn"]) if site["type"] == "sample" else None
+        fn: Any = site["fn"]
+        law = psi_law(fn) if site["type"] == "sample" else None
         if isinstance(law, SemiImplicit) and other == name:
-            shape: Any = law.mixing.event_shape
+            shape = law.mixing.event_shape
         elif isinstance(law, Implicit) and other != name:
-            shape = site["fn"].event_shape
+            shape = fn.event_shape
         else:
             continue
         if shape == data["fn"].event_shape:

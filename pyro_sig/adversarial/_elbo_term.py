@@ -1,0 +1,148 @@
+"""An evidence bound beside an adversary: its value, its weight, and the sum of both gradients."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+from torch import Tensor
+
+from pyro_sig.adversarial.balance import Balance
+
+__all__ = ["ElboTerm", "Weight"]
+
+# A number, a function of the step, a balance, or the word for the default one.
+Weight = float | Callable[[int], float] | Balance | str
+
+
+class ElboTerm:
+    """Holds an ELBO with its guide and weight.
+
+    :param elbo: an ELBO of Pyro or this library.
+    :param weight: its weight.
+    :param guide: its guide, by default empty.
+    :raises ValueError: if one of them does not suit.
+    """
+
+    def __init__(self, elbo: ELBO, weight: Weight | None, guide: Callable[..., Any] | None) -> None:
+        if not callable(getattr(elbo, "loss_and_grads", None)):
+            raise ValueError(
+                f"`elbo` must be an ELBO with loss_and_grads, was {type(elbo).__name__}"
+            )
+        if weight is None:
+            raise ValueError(
+                "`elbo_weight` must say how much the `elbo` counts: a number, a function of the "
+                'step, or "balance"; was None'
+            )
+        self.elbo: Any = elbo
+        self.guide = _draw_nothing if guide is None else guide
+        self.weight: float | Callable[[int], float] | Balance
+        if weight == "balance":
+            self.weight = Balance()
+        elif isinstance(weight, Balance) or callable(weight):
+            self.weight = weight
+        else:
+            self.weight = _check_weight("elbo_weight", weight)
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether the bound can be differentiated together with the adversary's loss."""
+        return hasattr(self.elbo, "differentiable_loss")
+
+    def __call__(
+        self, model: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]
+    ) -> Tensor | float:
+        """Computes the negative ELBO; as a number if its gradient is written already."""
+        if self.differentiable:
+            return self.elbo.differentiable_loss(model, self.guide, *args, **kwargs)
+        return float(self.elbo.loss_and_grads(model, self.guide, *args, **kwargs))
+
+    def evaluate(self, model: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]) -> float:
+        """Computes the negative ELBO without a gradient."""
+        return float(self.elbo.loss(model, self.guide, *args, **kwargs))
+
+    def write_gradients(
+        self,
+        params: Sequence[Tensor],
+        adversarial: Tensor,
+        bound: Tensor | float,
+        num_units: float,
+        step: int,
+    ) -> None:
+        """Writes the gradient of ``adversarial + weight * bound / num_units``.
+
+        :param params: the parameters, which hold that of the bound if this is a number.
+        :param torch.Tensor adversarial: the adversary's loss.
+        :param bound: what this object returned when called.
+        :param float num_units: the number of data that the bound is of.
+        :param int step: the number of the step, for a schedule.
+        """
+        weight = self.weight
+        if not isinstance(weight, Balance):
+            if callable(weight):
+                weight = _check_weight("elbo_weight` returned by its schedule", weight(step))
+            if isinstance(bound, Tensor):
+                bound = bound / num_units
+                loss = bound if math.isinf(weight) else adversarial + weight * bound
+                loss.backward(inputs=params)
+                return
+        of_bound: Sequence[Tensor | None] = [param.grad for param in params]
+        if isinstance(bound, Tensor):
+            of_bound = torch.autograd.grad(bound, params, retain_graph=True, allow_unused=True)
+        of_bound = [None if g is None else g / num_units for g in of_bound]
+        of_adversary: Sequence[Tensor | None] = [None] * len(params)
+        factor: Tensor | float = 1.0
+        if weight != math.inf:
+            of_adversary = torch.autograd.grad(adversarial, params, allow_unused=True)
+            factor = (
+                weight.update_tensor(of_adversary, of_bound)
+                if isinstance(weight, Balance)
+                else weight
+            )
+        for param, a, b in zip(params, of_adversary, of_bound, strict=True):
+            if b is not None:
+                b = b * factor
+            param.grad = a + b if a is not None and b is not None else a if b is None else b
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns a copy of the states of ELBO and balance."""
+        state: dict[str, Any] = {}
+        # To guess it anew would draw random numbers.
+        nesting = getattr(self.elbo, "max_plate_nesting", math.inf)
+        if nesting < math.inf:
+            state["max_plate_nesting"] = nesting
+        if callable(getattr(self.elbo, "state_dict", None)):
+            state["elbo"] = self.elbo.state_dict()
+        if isinstance(self.weight, Balance):
+            state["balance"] = self.weight.state_dict()
+        return copy.deepcopy(state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned.
+
+        :param state: the state.
+        """
+        state = copy.deepcopy(dict(state))
+        if "max_plate_nesting" in state:
+            self.elbo.max_plate_nesting = state["max_plate_nesting"]
+        if "elbo" in state:
+            self.elbo.load_state_dict(state["elbo"])
+        if isinstance(self.weight, Balance) and "balance" in state:
+            self.weight.load_state_dict(state["balance"])
+
+
+def _draw_nothing(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    """An empty guide."""
+
+
+def _check_weight(name: str, weight: Any) -> float:  # noqa: ANN401
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight >= 0:
+        raise ValueError(
+            f"`{name}` must be a number of at least 0, a function of the step, a Balance or "
+            f'"balance", was {weight!r}'
+        )
+    return float(weight)
