@@ -186,7 +186,7 @@ class CriticPlayer:
         :param state: the state.
         """
         self.critic.load_state_dict(state["critic"])
-        self.optim.load_state_dict(state["optim"])
+        self.optim.load_state_dict(copy.deepcopy(state["optim"]))  # torch would share it
 
 
 def as_parts(value: Value) -> tuple[Tensor, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -107,6 +107,12 @@ class ElboTerm:
             if b is not None:
                 b = b * factor
             param.grad = a + b if a is not None and b is not None else a if b is None else b
+
+    def inner_optimizers(self) -> Iterator[torch.optim.Optimizer]:
+        """Yields the optimisers of networks inside of the ELBO."""
+        inner = getattr(self.elbo, "inner_optimizers", None)
+        if callable(inner):
+            yield from inner()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns a copy of the states of ELBO and balance."""

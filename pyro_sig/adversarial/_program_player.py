@@ -157,7 +157,7 @@ class ProgramPlayer:
             for name, value in state["average"].items()
         }
         if isinstance(self.optim, torch.optim.Optimizer):
-            self.optim.load_state_dict(state["optim"])
+            self.optim.load_state_dict(copy.deepcopy(state["optim"]))  # torch would share it
         else:  # a Pyro optimiser restores what it has not met yet
             for param in self.params.values():
                 self.optim.optim_objs.pop(param, None)

@@ -148,8 +148,8 @@ class GAN:
             if not callable(program) and (program is not None or name == "model"):
                 raise ValueError(f"`{name}` must be callable, was {type(program).__name__}")
         objective = NonSaturating() if objective is None else objective
-        self._critic = CriticPlayer(critic, critic_optim, objective, penalties)  # type: ignore[arg-type]
         self._program = ProgramPlayer(optim, ema)
+        self._critic = CriticPlayer(critic, critic_optim, objective, penalties)  # type: ignore[arg-type]
         self.model = model
         self.view = view
         self.conditional = conditional

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -61,8 +61,8 @@ class NonFiniteLossError(ValueError):
 class History(Mapping[str, list[float]]):
     """The losses of a run by name, as read-only mapping.
 
-    A step that returns one number has the name ``"loss"``; a tuple has ``"loss_0"``, ``"loss_1"``,
-    ...; a dict has its own keys. A name that a step does not report is NaN there, so that every
+    A step that returns one number has the name ``"loss"``; a tuple has the ``loss_names`` of the
+    inference object or ``"loss_0"``, ``"loss_1"``, ...; a dict has its own keys. A name that a step does not report is NaN there, so that every
     list has one entry per step.
 
     :ivar num_steps: steps taken.
@@ -123,9 +123,9 @@ def train(
     .. math::
         \ell_t = \texttt{inference.step}(\text{batch}_t), \qquad t = 0, \dots, T - 1.
 
-    The learning-rate schedule of an :class:`~pyro.infer.SVI` (a
-    :class:`~pyro.optim.lr_scheduler.PyroLRScheduler`) advances after every step; any other
-    inference object advances its own.
+    A learning-rate schedule of Pyro, ``inference.optim`` (a
+    :class:`~pyro.optim.lr_scheduler.PyroLRScheduler`), advances after every step; one of torch is
+    advanced by a callback.
 
     After the first step, a network or Pyro parameter that took part in it without being in any
     optimiser of ``inference`` raises, because it would never train. Optimisers are looked for
@@ -190,7 +190,7 @@ def train(
             else:
                 watch = None
                 result = inference.step(*args, **kwargs)
-            losses = _as_losses(result, step)
+            losses = _as_losses(result, step, getattr(inference, "loss_names", None))
             history.append(losses)
             for name, value in losses.items():
                 if not math.isfinite(value):
@@ -273,11 +273,13 @@ class _Cycle:
 # -------------------------------------------------------------------------------------- the losses
 
 
-def _as_losses(result: Any, step: int) -> dict[str, float]:
+def _as_losses(result: Any, step: int, names: Sequence[str] | None) -> dict[str, float]:
     if isinstance(result, Mapping):
         named = {str(name): value for name, value in result.items()}
     elif isinstance(result, (tuple, list)):
-        named = {f"loss_{i}": value for i, value in enumerate(result)}
+        if names is None or len(names) != len(result):
+            names = [f"loss_{i}" for i in range(len(result))]
+        named = dict(zip(names, result, strict=True))
     else:
         named = {"loss": result}
     try:
@@ -291,7 +293,7 @@ def _as_losses(result: Any, step: int) -> dict[str, float]:
 
 def _advance_schedule(inference: Any, losses: dict[str, float]) -> None:
     optim = getattr(inference, "optim", None)
-    if not (isinstance(inference, SVI) and isinstance(optim, PyroLRScheduler)):
+    if not isinstance(optim, PyroLRScheduler):
         return
     if optim.pt_scheduler_constructor is torch.optim.lr_scheduler.ReduceLROnPlateau:
         optim.step(sum(losses.values()))  # the one schedule that looks at the loss
@@ -349,7 +351,7 @@ def _optimizers(holder: Any, depth: int = 3) -> Iterator[torch.optim.Optimizer |
             held = getattr(holder, "__dict__", {}).values()
         for item in list(held):
             # SVI keeps methods of its loss, which may have networks of its own.
-            inner = getattr(getattr(item, "__self__", None), "inner_optimizers", None)
+            inner = getattr(getattr(item, "__self__", item), "inner_optimizers", None)
             if callable(inner):
                 yield from inner()
             yield from _optimizers(item, depth - 1)
