@@ -9,6 +9,7 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from pyro.optim import Adam
 
+from pyro_sig.adversarial import GAN, critic_features, objectives, penalties
 from pyro_sig.diagnostics import evidence_bounds, k_hat, report, to_inference_data
 from pyro_sig.distributions import Implicit, SemiImplicit, mixture_log_prob
 from pyro_sig.infer import (
@@ -24,7 +25,7 @@ from pyro_sig.infer import (
     no_guide,
     train,
 )
-from pyro_sig.nn import MLP
+from pyro_sig.nn import MLP, DCGANCritic, DCGANGenerator
 
 pytestmark = pytest.mark.cuda
 
@@ -144,3 +145,60 @@ def test_diagnostics():
     idata = to_inference_data(on_cuda, guide, data, num_samples=5)
     assert idata["log_likelihood"]["x"].sizes["data"] == 20
     assert report(on_cuda, guide, data, num_samples=60, quiet=True).k_hat is not None
+
+
+ADVERSARIES = {
+    "plain": {},
+    "bfloat16": {"autocast": torch.bfloat16},
+    "bfloat16, R1": {"autocast": torch.bfloat16, "penalties": penalties.R1(0.1)},
+    "compiled": {"compile_networks": True},
+    "unrolled": {"unroll": 2, "objective": objectives.Minimax()},
+    "Wasserstein": {
+        "objective": objectives.Wasserstein(),
+        "penalties": penalties.GradientPenalty(),
+        "critic_steps": 2,
+        "ema": 0.9,
+    },
+    "relativistic": {"objective": objectives.Relativistic(), "penalties": [penalties.R2(1.0)]},
+    "balance": {"elbo": Trace_ELBO(), "elbo_weight": "balance"},
+}
+
+
+@pytest.mark.parametrize("settings", ADVERSARIES.values(), ids=ADVERSARIES)
+def test_adversarial_steps(settings):
+    torch.manual_seed(0)
+    net, critic = MLP(2, [16], 3, device="cuda"), MLP(3, [16], 1, device="cuda")
+    noise = dist.Normal(torch.zeros(2, device="cuda"), 1.0).to_event(1)
+    x = torch.randn(50, 3, device="cuda")
+
+    def model(x):
+        pyro.module("net", net)
+        law = Implicit(net, noise, 3)
+        with pyro.plate("data", len(x), device="cuda"):
+            pyro.sample("x", SemiImplicit(law, gaussian, 64) if "elbo" in settings else law, obs=x)
+
+    critic_optim = torch.optim.Adam(critic.parameters(), lr=0.01)
+    gan = GAN(model, critic, Adam({"lr": 0.01}), critic_optim, **settings)
+    history = train(gan, x, 5, progress=False)
+    assert history.num_steps == 5
+    assert critic_features(critic, x).device.type == "cuda"
+    state = gan.state_dict()
+    gan.load_state_dict(state)
+    gan.step(x)
+
+
+@pytest.mark.parametrize("settings", [{}, {"autocast": torch.bfloat16}, {"compile_networks": True}])
+def test_image_networks(settings):
+    torch.manual_seed(0)
+    net = DCGANGenerator(10, 1, 28, width=8, device="cuda")
+    critic = DCGANCritic(1, 28, width=8, norm=None, device="cuda")
+    noise = dist.Normal(torch.zeros(10, device="cuda"), 1.0).to_event(1)
+
+    def model(x):
+        pyro.module("net", net)
+        with pyro.plate("data", len(x), device="cuda"):
+            pyro.sample("x", Implicit(net, noise, (1, 28, 28)), obs=x)
+
+    optim = torch.optim.Adam(net.parameters(), lr=1e-3)
+    gan = GAN(model, critic, optim, torch.optim.Adam(critic.parameters(), lr=1e-3), **settings)
+    train(gan, torch.rand(16, 1, 28, 28, device="cuda"), 3, progress=False)

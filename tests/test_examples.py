@@ -14,8 +14,11 @@ FOLDER = ROOT / "examples"
 # Flags beside the common ones, for each script.
 EXAMPLES: dict[str, list[str]] = {
     "demo.py": [],
+    "dirac_gan.py": [],
     "empirical_bayes.py": [],
-    "grid.py": ["--methods", "sig", "--seeds", "1"],
+    "gan_si.py": [],
+    "gan_zoo.py": [],
+    "grid.py": ["--methods", "gan,unrolled,sig,gan-si,wgan-gp,rpgan-r1r2", "--seeds", "1"],
     "hierarchy.py": [],
     "latent_variable_vi.py": [],
     "toys.py": [],

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from contextlib import nullcontext
 
 import pyro
 import pyro.distributions as dist
@@ -337,3 +338,126 @@ def test_the_bound_alone_is_svi(program):
     """An infinite weight leaves the critic out of the program's gradient."""
     gan = program.gan(program.guide_free, elbo=SIG_ELBO(num_mixing=ROWS), elbo_weight=math.inf)
     contract(program, gan, {"model", "critic"})
+
+
+def test_the_two_losses_add_up(program):
+    """One step of gradient descent goes as far as the adversary's and the bound's together."""
+
+    def moved(weight, guide_free):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        program = Program()
+        if guide_free:
+            bound = {"model": program.guide_free, "elbo": SIG_ELBO(num_mixing=ROWS)}
+        else:
+            bound = {"elbo": Trace_ELBO(), "guide": program.guide}
+        gan = program.gan(optim=pyro.optim.SGD({"lr": 0.1}), elbo_weight=weight, **bound)
+        gan.values(program.x)  # fills the parameter store
+        parts = program.parameters()
+        before = [p.detach().clone() for p in (*parts["model"], *parts["guide"])]
+        torch.manual_seed(1)
+        gan.step(program.x)
+        after = program.parameters()
+        after = [*after["model"], *after["guide"]]
+        return [new.detach() - old for new, old in zip(after, before, strict=True)]
+
+    for guide_free in (False, True):
+        both, adversary, bound = (moved(w, guide_free) for w in (0.3, 0.0, math.inf))
+        for total, a, b in zip(both, adversary, bound, strict=True):
+            torch.testing.assert_close(total, a + 0.3 * b, rtol=1e-4, atol=1e-6)
+
+
+# ---------------------------------------------------------------- one Gaussian program, known answer
+
+MEAN, NOISE = 1.0, 0.3  # the data have standard deviation 1
+EPS = dist.Normal(torch.zeros(1), 1.0).to_event(1)
+
+
+def located(eps):
+    scale = pyro.param("scale", torch.tensor(0.5), constraint=constraints.positive)
+    return pyro.param("loc", torch.tensor(0.0)) + scale * eps
+
+
+def gaussian(x):
+    with pyro.plate("data", len(x)):
+        psi = located(pyro.sample("z", EPS))
+        pyro.sample("x", dist.Normal(psi, NOISE).to_event(1), obs=x)
+
+
+def gaussian_guide_free(x):
+    with pyro.plate("data", len(x)):
+        psi = pyro.sample("psi", Implicit(located, EPS, event_shape=1))
+        pyro.sample("x", dist.Normal(psi, NOISE).to_event(1), obs=x)
+
+
+def gaussian_guide(x):
+    line = pyro.param("line", torch.zeros(2))
+    width = pyro.param("width", torch.tensor(0.5), constraint=constraints.positive)
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(line[0] + line[1] * x, width).to_event(1))
+
+
+def no_guide(x):
+    pass
+
+
+def adversary(model, objective=None, penalty=None, **options):
+    critic = nn.Sequential(nn.Linear(1, 32), nn.SiLU(), nn.Linear(32, 1))
+    betas = (0.5, 0.99)
+    optim = pyro.optim.Adam({"lr": 0.01, "betas": betas})
+    critic_lr = 0.05 if objective else 0.02
+    critic_optim = torch.optim.Adam(critic.parameters(), lr=critic_lr, betas=betas)
+    penalty = penalty or penalties.R1(0.3)
+    return GAN(model, critic, optim, critic_optim, objective, penalty, ema=0.98, **options)
+
+
+def sinking_rate(rate):
+    options = {"optimizer": torch.optim.Adam, "optim_args": {"lr": rate}, "gamma": 0.996}
+    return pyro.optim.ExponentialLR(options)
+
+
+METHODS = {
+    "SVI": (1000, lambda: SVI(gaussian, gaussian_guide, sinking_rate(0.1), Trace_ELBO())),
+    "SIG": (500, lambda: SVI(gaussian_guide_free, no_guide, sinking_rate(0.05), SIG_ELBO(500))),
+    "GAN": (500, lambda: adversary(gaussian)),
+    "GAN-SI": (
+        400,
+        lambda: adversary(gaussian_guide_free, elbo=SIG_ELBO(256), elbo_weight="balance"),
+    ),
+    "VAE/GAN": (
+        500,
+        lambda: adversary(
+            gaussian, elbo=Trace_ELBO(), guide=gaussian_guide, elbo_weight="balance"
+        ),
+    ),
+    "WGAN-GP": (
+        500,
+        lambda: adversary(
+            gaussian, objectives.Wasserstein(), penalties.GradientPenalty(0.1), critic_steps=3
+        ),
+    ),
+}
+
+
+def fitted(name):
+    """Returns mean and standard deviation of what the trained program draws."""
+    x = torch.randn(256, 1)
+    x = MEAN + (x - x.mean()) / x.std(correction=0)
+    num_steps, make = METHODS[name]
+    inference = make()
+    train(inference, x, num_steps, progress=False)
+    with inference.averaged() if isinstance(inference, GAN) else nullcontext():
+        return pyro.param("loc").item(), math.hypot(pyro.param("scale").item(), NOISE)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_finds_mean_and_scale_of_the_data(name):
+    """Within 0.1, from 1 off in mean and 0.4 in scale.
+
+    Over ten seeds no method was off by more than 0.042. Standard deviations over seeds were up to
+    0.013 (WGAN-GP), and the GAN-SI is too wide by 0.03, since its critic wants of psi what is true
+    of the data: 0.1 leaves five standard deviations, one failure in a million.
+    """
+    mean, scale = fitted(name)
+    assert abs(mean - MEAN) < 0.1
+    assert abs(scale - 1.0) < 0.1

@@ -140,9 +140,9 @@ class CriticPlayer:
             return self.objective.critic_loss(score(*as_parts(real)), score(*as_parts(fake)))
         where = gradient_points(self.penalties)
         if "real" in where:
-            real = _with_gradient(real, "real")
+            real = _with_gradient(real)
         if "fake" in where:
-            fake = _with_gradient(fake, "fake")
+            fake = _with_gradient(fake)
         real_scores, fake_scores = score(*as_parts(real)), score(*as_parts(fake))
         shared = {
             "real_scores": real_scores if "real" in where else None,
@@ -194,14 +194,14 @@ def as_parts(value: Value) -> tuple[Tensor, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _with_gradient(value: Value, name: str) -> Value:
-    for part in as_parts(value):
-        if not part.is_floating_point():
-            raise ValueError(
-                f"`penalties` take the critic's gradient and must meet floating point data, but "
-                f"`{name}` was of {part.dtype}: convert the data, or use another penalty"
-            )
-    leaves = tuple(p if p.requires_grad else p.detach().requires_grad_() for p in as_parts(value))
+def _with_gradient(value: Value) -> Value:
+    """Makes leaves of the graph; what is not floating point is refused by the penalty."""
+    leaves = tuple(
+        part.detach().requires_grad_()
+        if part.is_floating_point() and not part.requires_grad
+        else part
+        for part in as_parts(value)
+    )
     return leaves if isinstance(value, tuple) else leaves[0]
 
 

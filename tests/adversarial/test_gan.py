@@ -206,7 +206,7 @@ def test_critic_and_bound_meet_the_same_psi(kind):
     critic.seen.clear()
     noise = RecordedNoise(model.noise)
     theta = [p.detach().clone() for p in model.net.parameters()]
-    scale = float(pyro.param("scale")) if kind == "SemiImplicit" else 0.5
+    scale = pyro.param("scale").item() if kind == "SemiImplicit" else 0.5
     _, _, bound = gan.step(x)
     moved = [t - p.detach() for t, p in zip(theta, model.net.parameters(), strict=True)]
     (real,), (fake,), (again,) = critic.seen
