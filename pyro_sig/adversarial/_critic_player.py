@@ -20,7 +20,7 @@ from pyro_sig.adversarial.penalties import (
     penalize,
 )
 from pyro_sig.adversarial.unrolling import unrolled
-from pyro_sig.adversarial.views import Value
+from pyro_sig.adversarial.views import Value, as_parts
 
 __all__ = ["CriticPlayer", "Scorer"]
 
@@ -187,11 +187,6 @@ class CriticPlayer:
         """
         self.critic.load_state_dict(state["critic"])
         self.optim.load_state_dict(copy.deepcopy(state["optim"]))  # torch would share it
-
-
-def as_parts(value: Value) -> tuple[Tensor, ...]:
-    """Returns what the critic takes as arguments."""
-    return value if isinstance(value, tuple) else (value,)
 
 
 def _with_gradient(value: Value) -> Value:

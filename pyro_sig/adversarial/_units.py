@@ -12,7 +12,7 @@ from torch import Tensor
 
 __all__ = [
     "Run",
-    "apply_mask",
+    "finish_rows",
     "find_unit_plates",
     "observed_sites",
     "subsampling",
@@ -128,14 +128,20 @@ def unit_mask(
     return unit_rows(site, mask.expand(batch_shape), 0, plates)
 
 
-def apply_mask(rows: Iterable[Tensor], mask: Tensor | None) -> list[Tensor]:
-    """Drops the units that are masked wholly, and puts zeros where others are.
+def finish_rows(rows: Iterable[Tensor], mask: Tensor | None) -> list[Tensor]:
+    """Makes rows what a critic sees: by the mask, and with a last dimension for single numbers.
+
+    Units that are masked wholly are dropped; where others are masked stands zero.
 
     :param rows: tensors of shape ``[units, *rest, *event]``.
-    :param torch.Tensor mask: of shape ``[units, *rest]``.
+    :param torch.Tensor mask: of shape ``[units, *rest]``; None for no mask.
+    :return: tensors of at least two dimensions.
     """
-    if mask is None:
-        return list(rows)
+    masked = list(rows) if mask is None else _apply_mask(rows, mask)
+    return [row.unsqueeze(-1) if row.dim() == 1 else row for row in masked]
+
+
+def _apply_mask(rows: Iterable[Tensor], mask: Tensor) -> list[Tensor]:
     kept = mask.flatten(1).any(1) if mask.dim() > 1 else mask
     inner = mask[kept]
     masked = []
@@ -146,11 +152,12 @@ def apply_mask(rows: Iterable[Tensor], mask: Tensor | None) -> list[Tensor]:
     return masked
 
 
-def subsampling(site: dict[str, Any], plates: frozenset[str]) -> float:
+def subsampling(site: dict[str, Any], plates: frozenset[str] | None) -> float:
     """Tells how many units of the data stand for each that was drawn.
 
     :param site: an observed site.
-    :param plates: those that make the units.
+    :param plates: those that make the units; None for all of the site.
     """
-    frames = [f for f in site["cond_indep_stack"] if f.name in plates and f.full_size]
+    inside = site["cond_indep_stack"]
+    frames = [f for f in inside if f.full_size and (plates is None or f.name in plates)]
     return float(math.prod(f.full_size / f.size for f in frames))

@@ -5,48 +5,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
-from pyro_sig._random_state import preserved_random_state
-from pyro_sig.adversarial._critic_player import CriticPlayer, Scorer, as_parts
+from pyro_sig.adversarial._critic_player import CriticPlayer, Scorer
 from pyro_sig.adversarial._elbo_term import ElboTerm, Weight
 from pyro_sig.adversarial._program_player import ProgramPlayer
-from pyro_sig.adversarial._tap import ReleasedRun, Tap, modules_run
-from pyro_sig.adversarial._units import (
-    apply_mask,
-    find_unit_plates,
-    observed_sites,
-    subsampling,
-    unit_mask,
-    unit_rows,
-)
+from pyro_sig.adversarial._runs import Draw, Runs
 from pyro_sig.adversarial.objectives import NonSaturating, Objective
 from pyro_sig.adversarial.penalties import Penalty
-from pyro_sig.adversarial.views import (
-    ObservedView,
-    PsiView,
-    Value,
-    View,
-    find_psi_site,
-    psi_law,
-)
+from pyro_sig.adversarial.views import Value, as_parts
 
 __all__ = ["GAN"]
-
-
-class _Draw(NamedTuple):
-    """What one run of the program gave."""
-
-    real: Value
-    fake: Value
-    params: list[Tensor]
-    bound: Tensor | float | None = None  # the negative ELBO of the whole data
-    num_units: float = 1.0
 
 
 class GAN:
@@ -150,8 +124,6 @@ class GAN:
         objective = NonSaturating() if objective is None else objective
         self._program = ProgramPlayer(optim, ema)
         self._critic = CriticPlayer(critic, critic_optim, objective, penalties)  # type: ignore[arg-type]
-        self.model = model
-        self.view = view
         self.conditional = conditional
         self.critic_steps = _integer("critic_steps", critic_steps, least=1)
         self.unroll = _integer("unroll", unroll, least=0)
@@ -165,11 +137,19 @@ class GAN:
         self.compile_networks = compile_networks
         self.num_steps = 0
         self._check_precision()
-        # Found in the first step.
+        self._runs = Runs(model, view, self._term, self._precision)
         self._prepared = False
-        self._psi_site: tuple[str, str, torch.Size] | None = None
-        self._plates: frozenset[str] = frozenset()
         self._waiting: Mapping[str, Any] | None = None
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The program."""
+        return self._runs.model
+
+    @property
+    def view(self) -> Callable[[Any], tuple[Value, Value]] | None:
+        """What the critic sees; None before the first step has found the default."""
+        return self._runs.view
 
     @property
     def critic(self) -> nn.Module:
@@ -225,9 +205,9 @@ class GAN:
         self._prepare(args, kwargs)
         for _ in range(self.critic_steps - 1):
             with torch.no_grad():
-                draw = self._released(args, kwargs)
+                draw = self._runs.released(args, kwargs)
             self._update_critic(draw, args, kwargs)
-        draw = self._draw(args, kwargs)
+        draw = self._runs.draw(args, kwargs)
         if self.unroll:  # from where the critic stands, through what it would learn
             adversarial = self._unrolled_loss(draw, args, kwargs)
             self._add_gradients(draw, adversarial)
@@ -280,7 +260,7 @@ class GAN:
         :return: data and draws, each of shape ``[units, ...]`` or a tuple of such.
         """
         self._prepare(args, kwargs)
-        draw = self._released(args, kwargs)
+        draw = self._runs.released(args, kwargs)
         return draw.real, draw.fake
 
     def averaged(self) -> AbstractContextManager[None]:
@@ -296,7 +276,7 @@ class GAN:
     def _scorer(self, critic: Callable[..., Any], args: tuple, kwargs: Mapping) -> Scorer:
         return self._critic.scorer(critic, *((args, kwargs) if self.conditional else ((), {})))
 
-    def _update_critic(self, draw: _Draw, args: tuple, kwargs: Mapping) -> Tensor:
+    def _update_critic(self, draw: Draw, args: tuple, kwargs: Mapping) -> Tensor:
         with self._precision():
             score = self._scorer(self.critic, args, kwargs)
             loss = self._critic.loss(score, _detach(draw.real), _detach(draw.fake))
@@ -304,7 +284,7 @@ class GAN:
         return loss
 
     def _generator_loss(
-        self, critic: Callable[..., Any], draw: _Draw, args: tuple, kwargs: Mapping
+        self, critic: Callable[..., Any], draw: Draw, args: tuple, kwargs: Mapping
     ) -> Tensor:
         with self._precision():
             score = self._scorer(critic, args, kwargs)
@@ -315,7 +295,7 @@ class GAN:
                     real = score(*as_parts(draw.real))
             return self.objective.generator_loss(real, score(*as_parts(draw.fake)))
 
-    def _unrolled_loss(self, draw: _Draw, args: tuple, kwargs: Mapping) -> Tensor:
+    def _unrolled_loss(self, draw: Draw, args: tuple, kwargs: Mapping) -> Tensor:
         def loss(critic: Callable[..., Tensor]) -> Tensor:
             score = self._scorer(critic, args, kwargs)
             return self._critic.loss(score, draw.real, draw.fake)
@@ -324,84 +304,14 @@ class GAN:
             ahead = self._critic.ahead(self.unroll, loss)
         return self._generator_loss(ahead, draw, args, kwargs)
 
-    def _add_gradients(self, draw: _Draw, adversarial: Tensor) -> None:
+    def _add_gradients(self, draw: Draw, adversarial: Tensor) -> None:
         """Writes the gradient of the program's loss."""
+        params = self._program.meet(draw.params, self._critic.owns)
         if self._term is None or draw.bound is None:
-            adversarial.backward(inputs=draw.params)
+            adversarial.backward(inputs=params)
         else:
             self._term.write_gradients(
-                draw.params, adversarial, draw.bound, draw.num_units, self.num_steps
-            )
-
-    # ------------------------------------------------------------------------------------ the runs
-
-    def _draw(self, args: tuple, kwargs: dict[str, Any]) -> _Draw:
-        """Runs program and bound with gradients; one run serves both where psi can be shared."""
-        if self._psi_site is not None:
-            draw = self._draw_psi(args, kwargs)
-            if draw is not None:
-                return draw
-        draw = self._released(args, kwargs)
-        self._check_gradient(draw.fake)
-        if self._term is not None:
-            with Tap() as tap, self._precision():
-                bound = self._term(self.model, args, kwargs)
-            draw = draw._replace(params=self._meet(tap), bound=bound)
-        return draw
-
-    def _released(self, args: tuple, kwargs: dict[str, Any]) -> _Draw:
-        assert self.view is not None
-        with ReleasedRun() as run, self._precision():
-            self.model(*args, **kwargs)
-        with self._precision():
-            seen = self.view(run if isinstance(self.view, View) else run.trace())
-        if not (isinstance(seen, (tuple, list)) and len(seen) == 2):
-            raise ValueError(
-                f"`view` must return what the critic sees as a pair (real, fake), was {seen!r}"
-            )
-        factor = 1.0
-        if self._term is not None:
-            factor = subsampling(next(iter(observed_sites(run).values())), self._plates)
-        num_units = factor * len(as_parts(seen[0])[0])
-        return _Draw(*seen, self._meet(run), num_units=num_units)
-
-    def _draw_psi(self, args: tuple, kwargs: dict[str, Any]) -> _Draw | None:
-        """Runs the bound and takes the psi that it drew as the draws; None where rows differ."""
-        assert self._term is not None
-        assert self._psi_site is not None
-        site, observed, event_shape = self._psi_site
-        with Tap() as tap, self._precision():
-            bound = self._term(self.model, args, kwargs)
-        psi = tap.psi(site, event_shape)
-        if psi is None or not isinstance(bound, Tensor):
-            self._psi_site = None
-            return None
-        data = tap.nodes[observed]
-        # The bound may have expanded the site over its psi; the value is as it was given.
-        x, event_dim = data["value"], len(data["fn"].event_shape)
-        mask = unit_mask(data, self._plates, x.shape[: x.dim() - event_dim])
-        (real,) = apply_mask([unit_rows(data, x, event_dim, self._plates)], mask)
-        if self.objective.paired and len(psi) < len(real):
-            raise ValueError(
-                f"`num_mixing` must be at least the batch size {len(real)} where "
-                f"{self.objective!r} pairs data and psi, was {len(psi)}"
-            )
-        size = len(real) * subsampling(data, self._plates)
-        return _Draw(real, psi[: len(real)], self._meet(tap), bound, size)
-
-    def _meet(self, tap: Tap) -> list[Tensor]:
-        return self._program.meet(tap.params, self._critic.owns)
-
-    def _check_gradient(self, fake: Value) -> None:
-        parts = as_parts(fake)
-        lacking = [i for i, part in enumerate(parts) if not part.requires_grad]
-        some = not isinstance(self.view, ObservedView) and len(lacking) < len(parts)
-        if lacking and not some:
-            raise ValueError(
-                "`model` must draw what the critic sees with a gradient to its parameters, but "
-                f"value {lacking[0]} of shape {tuple(parts[lacking[0]].shape)} had none: the site "
-                "must have rsample, and its law must depend on a parameter. A discrete site can "
-                "be trained by SIG, or show the critic its psi: view=PsiView(site)"
+                params, adversarial, draw.bound, draw.num_units, self.num_steps
             )
 
     def _precision(self) -> AbstractContextManager[Any]:
@@ -426,21 +336,8 @@ class GAN:
         """Runs model and guide once to find their sites, parameters and networks."""
         if self._prepared:
             return
-        with preserved_random_state(), modules_run() as modules:
-            with Tap() as tap:
-                if self._term is not None:
-                    self._term.guide(*args, **kwargs)
-            with torch.no_grad(), ReleasedRun() as run:
-                self.model(*args, **kwargs)
-        psi_site = None if self._term is None else find_psi_site(run)
-        if self.view is None:
-            self.view = ObservedView() if psi_site is None else PsiView(psi_site)
-        if self._term is not None:
-            self._plates = find_unit_plates(run)
-            if isinstance(self.view, PsiView) and self._term.differentiable:
-                self._psi_site = self._sharing(run, self.view.site)
-        self._meet(tap)
-        self._meet(run)
+        params, modules = self._runs.prepare(args, kwargs)
+        self._program.meet(params, self._critic.owns)
         self._program.modules = modules
         self._refuse_shared(modules)
         if self.compile_networks:
@@ -450,16 +347,6 @@ class GAN:
         if self._waiting is not None:
             waiting, self._waiting = self._waiting, None
             self._restore(waiting)
-
-    @staticmethod
-    def _sharing(run: ReleasedRun, site: str) -> tuple[str, str, torch.Size] | None:
-        observed = list(observed_sites(run))
-        law = psi_law(run.nodes[site]["fn"]) if site in run.nodes else None
-        if law is None or len(observed) != 1:
-            return None
-        mixing = getattr(law, "mixing", None)
-        shape = run.nodes[site]["fn"].event_shape if mixing is None else mixing.event_shape
-        return site, observed[0], shape
 
     def _refuse_shared(self, modules: Sequence[nn.Module]) -> None:
         programs = [self.model] if self._term is None else [self.model, self._term.guide]

@@ -10,8 +10,8 @@ from torch.distributions import Distribution, Independent
 
 from pyro_sig.adversarial._units import (
     Run,
-    apply_mask,
     find_unit_plates,
+    finish_rows,
     observed_sites,
     unit_mask,
     unit_rows,
@@ -38,6 +38,9 @@ class View:
         ...     return site["infer"]["obs"] / 100, site["value"] / 100
     """
 
+    # The plates whose rows are the units, as of the last run.
+    plates: frozenset[str] | None = None
+
     def __call__(self, trace: Run) -> tuple[Value, Value]:
         """Returns what the critic sees of the data and of the program's draws.
 
@@ -59,6 +62,7 @@ class ObservedView(View):
     The unit is a row of the plates that hold every random site of the program: with groups of
     rows that share a latent it is the whole group, of shape ``[rows, *event]``. Entries that
     :func:`pyro.poutine.mask` switches off are zero on both sides, units without any are left out.
+    Units that are single numbers have shape ``[units, 1]``.
     Several observed sites become several arguments of the critic, in the order of the program.
 
     :raises ValueError: if no site is observed, if data do not have the shape of their site, or
@@ -83,20 +87,20 @@ class ObservedView(View):
     def __init__(self) -> None:
         self._structure: tuple[str, ...] = ()
         self._names: list[str] = []
-        self._plates: frozenset[str] = frozenset()
 
     def __call__(self, trace: Run) -> tuple[Value, Value]:
         """Returns the data and the draws; see :class:`View`."""
         structure = tuple(trace.nodes)
         if structure != self._structure:  # which plates make units is found once
-            self._names, self._plates = list(observed_sites(trace)), find_unit_plates(trace)
+            self._names, self.plates = list(observed_sites(trace)), find_unit_plates(trace)
             self._structure = structure
+        plates = self.plates or frozenset()
         reals, fakes = [], []
         for name in self._names:
             site: Any = trace.nodes[name]
-            real = real_rows(name, site, self._plates)
-            fake = unit_rows(site, site["value"], len(site["fn"].event_shape), self._plates)
-            real, fake = apply_mask((real, fake), unit_mask(site, self._plates))
+            real = real_rows(name, site, plates)
+            fake = unit_rows(site, site["value"], len(site["fn"].event_shape), plates)
+            real, fake = finish_rows((real, fake), unit_mask(site, plates))
             reals.append(real)
             fakes.append(fake)
         return as_value(reals), as_value(fakes)
@@ -131,7 +135,7 @@ class PsiView(View):
 
     def __call__(self, trace: Run) -> tuple[Value, Value]:
         """Returns the data and the psi; see :class:`View`."""
-        plates = find_unit_plates(trace)
+        self.plates = plates = find_unit_plates(trace)
         observed = observed_sites(trace)
         if len(observed) != 1:
             raise ValueError(
@@ -154,7 +158,7 @@ class PsiView(View):
             )
         mask = unit_mask(data, plates)
         whole = mask if mask is None or mask.dim() == 1 else mask.flatten(1).any(1)
-        return apply_mask([real], mask)[0], apply_mask([psi], whole)[0]
+        return finish_rows([real], mask)[0], finish_rows([psi], whole)[0]
 
 
 def psi_law(fn: Any) -> Implicit | SemiImplicit | None:  # noqa: ANN401 - any site's fn
@@ -165,7 +169,7 @@ def psi_law(fn: Any) -> Implicit | SemiImplicit | None:  # noqa: ANN401 - any si
 
 
 def find_psi_site(trace: Run) -> str | None:
-    """Finds the site whose psi can stand beside the data: of the same event shape.
+    """Finds the site whose psi can stand beside the data: one of the same shape for each unit.
 
     :param trace: of a program whose observations were released.
     :return: its name, or None if there is none.
@@ -174,19 +178,13 @@ def find_psi_site(trace: Run) -> str | None:
     observed = observed_sites(trace)
     if len(observed) != 1:
         return None
-    ((name, data),) = observed.items()
     found = []
-    for other, site in trace.nodes.items():
-        fn: Any = site["fn"]
-        law = psi_law(fn) if site["type"] == "sample" else None
-        if isinstance(law, SemiImplicit) and other == name:
-            shape = law.mixing.event_shape
-        elif isinstance(law, Implicit) and other != name:
-            shape = fn.event_shape
-        else:
-            continue
-        if shape == data["fn"].event_shape:
-            found.append(other)
+    for name, site in trace.nodes.items():
+        law = psi_law(site["fn"]) if site["type"] == "sample" else None
+        if isinstance(law, SemiImplicit if name in observed else Implicit):
+            real, psi = PsiView(name)(trace)
+            if isinstance(real, Tensor) and isinstance(psi, Tensor) and real.shape == psi.shape:
+                found.append(name)
     if len(found) > 1:
         raise ValueError(
             f"`view` must say which psi the critic sees, PsiView(site), where several sites have "
@@ -217,3 +215,8 @@ def real_rows(name: str, site: dict[str, Any], plates: frozenset[str]) -> Tensor
 def as_value(parts: list[Tensor]) -> Value:
     """Returns a lone tensor as it is, several as a tuple."""
     return parts[0] if len(parts) == 1 else tuple(parts)
+
+
+def as_parts(value: Value) -> tuple[Tensor, ...]:
+    """Returns what the critic takes as arguments."""
+    return value if isinstance(value, tuple) else (value,)

@@ -11,7 +11,7 @@ from pyro.nn import PyroModule
 from torch import nn
 from torch.nn.functional import softplus
 
-from pyro_sig.adversarial import GAN, Balance, objectives, penalties
+from pyro_sig.adversarial import GAN, Balance, PsiView, objectives, penalties
 from pyro_sig.distributions import Implicit, SemiImplicit
 from pyro_sig.infer import SIG_ELBO, train
 from pyro_sig.nn import MLP
@@ -236,7 +236,7 @@ def test_fewer_psi_than_data():
     assert [values[0].shape for values in critic.seen] == [(6, 2), (4, 2), (4, 2)]
     gan = gan_si("SemiImplicit", 1.0, critic, pyro.optim.SGD({"lr": 0.1}), num_mixing=4)
     gan._critic.objective = objectives.Relativistic()
-    with pytest.raises(ValueError, match="`num_mixing` must be at least the batch size 6"):
+    with pytest.raises(ValueError, match="one shape for Relativistic.* pairs them by row"):
         gan.step(x)
 
 
@@ -265,7 +265,7 @@ def test_own_psi_of_each_row_are_not_shared():
 
     gan = make_gan(model, elbo=Trace_ELBO(), elbo_weight=1.0)
     assert len(gan.step(torch.randn(6, 2))) == 3
-    assert gan._psi_site is None
+    assert gan._runs._shared is None
 
 
 # ------------------------------------------------------------------------------- bounds and weights
@@ -328,16 +328,16 @@ def test_balance_keeps_the_gradients_in_proportion():
     pyro.clear_param_store()
     gan = make_gan(LatentPsi(), "torch", elbo=SIG_ELBO(16), elbo_weight=Balance(decay=0.0))
     gan.values(x)
-    draw = gan._draw((x,), {})
+    draw = gan._runs.draw((x,), {})
+    params = list(gan._program.params.values())
     loss = gan._generator_loss(gan.critic, draw, (x,), {})
     sides = [
-        torch.autograd.grad(value, draw.params, retain_graph=True)
-        for value in (loss, draw.bound / 6)
+        torch.autograd.grad(value, params, retain_graph=True) for value in (loss, draw.bound / 6)
     ]
     norms = [torch.cat([g.flatten() for g in side]).norm() for side in sides]
     gan._add_gradients(draw, loss)
     assert gan.elbo_weight.weight == pytest.approx(float(norms[0] / norms[1]), rel=1e-5)
-    for param, a, b in zip(draw.params, *sides, strict=True):
+    for param, a, b in zip(params, *sides, strict=True):
         assert torch.allclose(param.grad, a + b * norms[0] / norms[1], rtol=1e-4, atol=1e-6)
 
 
@@ -451,6 +451,38 @@ def test_without_plates_rows_are_those_of_the_distribution():
         pyro.sample("x", dist.Normal(pyro.param("loc", torch.zeros(2)), 1.0).to_event(1), obs=x)
 
     assert seen_by(one, torch.randn(2))[1][0].shape == (1, 2)
+
+
+def test_single_numbers_have_a_last_dimension():
+    net = MLP(2, [4], 1)
+    noise = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+    def model(x):
+        pyro.module("net", net)
+        law = Implicit(lambda z: net(z).squeeze(-1).exp(), noise)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Poisson(pyro.sample("rate", law)), obs=x)
+
+    x = torch.ones(6)
+    (real,), (fake,) = seen_by(model, x, features=1, elbo=SIG_ELBO(8), elbo_weight=1.0)[:2]
+    assert real.shape == fake.shape == (6, 1)
+    assert seen_by(model, x, features=1, view=PsiView("rate"))[1][0].shape == (6, 1)
+
+
+def test_psi_of_a_group_is_not_shown_beside_its_rows():
+    net = MLP(2, [4], 1)
+    noise = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+    def model(x):
+        pyro.module("net", net)
+        law = Implicit(lambda z: net(z).squeeze(-1), noise)
+        with pyro.plate("group", 4, dim=-1):
+            psi = pyro.sample("psi", law)
+            with pyro.plate("row", 3, dim=-2):
+                pyro.sample("x", dist.Normal(psi, 1.0), obs=x)
+
+    seen = seen_by(model, torch.randn(3, 4), features=3, elbo=SIG_ELBO(8), elbo_weight=1.0)
+    assert [values[0].shape for values in seen] == [(4, 3)] * 3
 
 
 def test_masked_rows_are_left_out():
