@@ -172,7 +172,9 @@ def evaluate(samples: Tensor, toy: Toy) -> dict[str, float]:
 
 def draw(panels: Sequence[tuple[str, Tensor]], toy: Toy, path: Path) -> None:
     """Write a figure with a panel for the data and one for each method."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(2.4 * len(panels), 2.7), layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(2.4 * len(panels), 2.7), layout="constrained"
+    )
     for ax, (title, points) in zip(axes, panels, strict=True):
         colour = "0.4" if title == "data" else "tab:blue"
         ax.scatter(*points[:NUM_PLOTTED].cpu().T, s=3, alpha=0.4, linewidths=0, color=colour)

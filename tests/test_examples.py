@@ -21,6 +21,7 @@ EXAMPLES: dict[str, list[str]] = {
     "grid.py": ["--methods", "gan,unrolled,sig,gan-si,wgan-gp,rpgan-r1r2", "--seeds", "1"],
     "hierarchy.py": [],
     "latent_variable_vi.py": [],
+    "swapping.py": [],
     "toys.py": [],
     "posteriordb.py": [],
     "sivi_toys.py": ["--targets", "banana,multimodal", "--quiet"],

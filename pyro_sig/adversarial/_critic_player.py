@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,7 +53,8 @@ class CriticPlayer:
             )
         if isinstance(penalties, Penalty):
             penalties = (penalties,)
-        if not all(isinstance(penalty, Penalty) for penalty in penalties):
+        given = list(penalties) if isinstance(penalties, Iterable) else [None]
+        if not all(isinstance(penalty, Penalty) for penalty in given):
             raise ValueError(
                 f"`penalties` must be a sequence such as [penalties.R1(1.0)], was {penalties!r}"
             )
@@ -123,6 +124,7 @@ class CriticPlayer:
                 raise ValueError(
                     f"`critic` must return scores of shape ({n},) or ({n}, 1) for values of shape "
                     f"{', '.join(str(tuple(part.shape)) for part in parts)}, but returned {was}"
+                    + ("" if n > 1 else "; without a plate the whole data are one unit")
                 )
             return scores.reshape(n)
 
@@ -136,6 +138,7 @@ class CriticPlayer:
         :param fake: draws, which have no gradient unless the critic is unrolled.
         :return: a scalar.
         """
+        self._check_pairs(real, fake)
         if not self.penalties:
             return self.objective.critic_loss(score(*as_parts(real)), score(*as_parts(fake)))
         where = gradient_points(self.penalties)
@@ -150,6 +153,18 @@ class CriticPlayer:
         }
         loss = self.objective.critic_loss(real_scores, fake_scores)
         return loss + penalize(score, self.penalties, real, fake, **shared)
+
+    def _check_pairs(self, real: Value, fake: Value) -> None:
+        sizes = [len(as_parts(value)[0]) for value in (real, fake)]
+        if sizes[0] == sizes[1]:
+            return
+        pairing = [p for p in self.penalties if p.where == "interpolated"]
+        if self.objective.paired or pairing:
+            who = self.objective if self.objective.paired else pairing[0]
+            raise ValueError(
+                f"`view` must show as many draws as data where {who!r} pairs them, but showed "
+                f"{sizes[1]} and {sizes[0]}; if the draws are psi of the `elbo`, raise num_mixing"
+            )
 
     # ------------------------------------------------------------------------------------ training
 

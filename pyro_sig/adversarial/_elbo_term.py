@@ -29,10 +29,8 @@ class ElboTerm:
     """
 
     def __init__(self, elbo: ELBO, weight: Weight | None, guide: Callable[..., Any] | None) -> None:
-        if not callable(getattr(elbo, "loss_and_grads", None)):
-            raise ValueError(
-                f"`elbo` must be an ELBO with loss_and_grads, was {type(elbo).__name__}"
-            )
+        if isinstance(elbo, type) or not callable(getattr(elbo, "loss_and_grads", None)):
+            raise ValueError(f"`elbo` must be an ELBO with loss_and_grads, was {elbo!r}")
         if weight is None:
             raise ValueError(
                 "`elbo_weight` must say how much the `elbo` counts: a number, a function of the "
@@ -43,10 +41,12 @@ class ElboTerm:
         self.weight: float | Callable[[int], float] | Balance
         if weight == "balance":
             self.weight = Balance()
-        elif isinstance(weight, Balance) or callable(weight):
+        elif isinstance(weight, Balance) or (callable(weight) and not isinstance(weight, type)):
             self.weight = weight
         else:
-            self.weight = _check_weight("elbo_weight", weight)
+            self.weight = _check_weight(
+                weight, 'a number of at least 0, a function of the step, a Balance or "balance"'
+            )
 
     @property
     def differentiable(self) -> bool:
@@ -84,7 +84,9 @@ class ElboTerm:
         weight = self.weight
         if not isinstance(weight, Balance):
             if callable(weight):
-                weight = _check_weight("elbo_weight` returned by its schedule", weight(step))
+                weight = _check_weight(
+                    weight(step), f"a number of at least 0 at every step, at step {step}"
+                )
             if isinstance(bound, Tensor):
                 bound = bound / num_units
                 loss = bound if math.isinf(weight) else adversarial + weight * bound
@@ -145,10 +147,9 @@ def _draw_nothing(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401
     """An empty guide."""
 
 
-def _check_weight(name: str, weight: Any) -> float:  # noqa: ANN401
+def _check_weight(weight: Any, must_be: str) -> float:  # noqa: ANN401
+    if isinstance(weight, Tensor) and weight.numel() == 1:
+        weight = weight.item()
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight >= 0:
-        raise ValueError(
-            f"`{name}` must be a number of at least 0, a function of the step, a Balance or "
-            f'"balance", was {weight!r}'
-        )
+        raise ValueError(f"`elbo_weight` must be {must_be}, was {weight!r}")
     return float(weight)

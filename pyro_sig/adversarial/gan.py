@@ -16,6 +16,7 @@ from pyro_sig.adversarial._critic_player import CriticPlayer, Scorer
 from pyro_sig.adversarial._elbo_term import ElboTerm, Weight
 from pyro_sig.adversarial._program_player import ProgramPlayer
 from pyro_sig.adversarial._runs import Draw, Runs
+from pyro_sig.adversarial._tap import modules_run
 from pyro_sig.adversarial.objectives import NonSaturating, Objective
 from pyro_sig.adversarial.penalties import Penalty
 from pyro_sig.adversarial.views import Value, as_parts
@@ -51,10 +52,13 @@ class GAN:
     :param objective: one of :mod:`pyro_sig.adversarial.objectives`, by default the non-saturating.
     :param penalties: one or several of :mod:`pyro_sig.adversarial.penalties`.
     :param view: what the critic sees, ``view(trace) -> (real, fake)``; see
-        :class:`~pyro_sig.adversarial.View`. By default the psi of an Implicit or SemiImplicit site
-        of the data's shape if there is an `elbo`, else the observed sites.
-    :param bool conditional: whether the critic gets the arguments of the program too, after the
-        values: ``critic(value, *args, **kwargs)``.
+        :class:`~pyro_sig.adversarial.View`. By default, if there is an `elbo`, the psi of an
+        Implicit or SemiImplicit site that are the mean of the data that they emit, else the
+        observed sites.
+    :param conditional: a function of the program's arguments whose result the critic gets after the
+        values: with ``lambda x, label: label`` it is called as ``critic(value, label)``. True for
+        all arguments, ``critic(value, *args, **kwargs)``: not where data are among them, which
+        the critic could look up. Where a plate subsamples, show the condition by `view`.
     :param int critic_steps: updates of the critic in a step.
     :param int unroll: number K of further steps of the critic, on the same batch, through which
         the program's gradient goes; 0 for none. A step of the critic is as of `critic_optim`.
@@ -62,7 +66,7 @@ class GAN:
     :param elbo: an ELBO of the same program.
     :param elbo_weight: the :math:`\lambda`: a number (``math.inf`` leaves out the critic), a
         function of the step, or a :class:`~pyro_sig.adversarial.Balance`; ``"balance"`` is its
-        default one.
+        default one. It scales the gradient of the guide too: with 0, a guide stays as it is.
     :param guide: the guide of the `elbo`, by default empty.
     :param autocast: a type such as ``torch.bfloat16`` for :func:`torch.autocast` around program
         and critic.
@@ -108,7 +112,7 @@ class GAN:
         penalties: Penalty | Sequence[Penalty] = (),
         *,
         view: Callable[[Any], tuple[Value, Value]] | None = None,
-        conditional: bool = False,
+        conditional: bool | Callable[..., Value] = False,
         critic_steps: int = 1,
         unroll: int = 0,
         ema: float | None = None,
@@ -203,6 +207,7 @@ class GAN:
         :raises ValueError: see :class:`GAN`.
         """
         self._prepare(args, kwargs)
+        self._program.zero_grad()  # what other losses have left
         for _ in range(self.critic_steps - 1):
             with torch.no_grad():
                 draw = self._runs.released(args, kwargs)
@@ -223,7 +228,7 @@ class GAN:
 
     @torch.no_grad()
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> tuple[float, ...]:  # noqa: ANN401
-        """Computes the losses of :meth:`step` without penalties and without training.
+        """Computes the losses of :meth:`step` without penalties; changes no tensor.
 
         :param args: arguments of the program.
         :param kwargs: its keyword arguments.
@@ -235,7 +240,8 @@ class GAN:
             self.objective.generator_loss(real, fake),
         ]
         if self._term is not None:
-            losses.append(self._term.evaluate(self.model, args, kwargs))
+            with modules_run():
+                losses.append(self._term.evaluate(self.model, args, kwargs))
         return _floats(losses)
 
     @torch.no_grad()
@@ -247,7 +253,7 @@ class GAN:
         :return: scores of the data and of the draws, each of shape ``[units]``.
         """
         real, fake = self.values(*args, **kwargs)
-        with self._precision():
+        with modules_run(), self._precision():
             score = self._scorer(self.critic, args, kwargs)
             return score(*as_parts(real)), score(*as_parts(fake))
 
@@ -260,7 +266,8 @@ class GAN:
         :return: data and draws, each of shape ``[units, ...]`` or a tuple of such.
         """
         self._prepare(args, kwargs)
-        draw = self._runs.released(args, kwargs)
+        with modules_run():  # batch statistics stay as they are
+            draw = self._runs.released(args, kwargs)
         return draw.real, draw.fake
 
     def averaged(self) -> AbstractContextManager[None]:
@@ -274,7 +281,11 @@ class GAN:
     # ---------------------------------------------------------------------------------- the losses
 
     def _scorer(self, critic: Callable[..., Any], args: tuple, kwargs: Mapping) -> Scorer:
-        return self._critic.scorer(critic, *((args, kwargs) if self.conditional else ((), {})))
+        if callable(self.conditional):
+            args, kwargs = as_parts(self.conditional(*args, **kwargs)), {}
+        elif not self.conditional:
+            args, kwargs = (), {}
+        return self._critic.scorer(critic, args, kwargs)
 
     def _update_critic(self, draw: Draw, args: tuple, kwargs: Mapping) -> Tensor:
         with self._precision():

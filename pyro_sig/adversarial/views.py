@@ -169,7 +169,7 @@ def psi_law(fn: Any) -> Implicit | SemiImplicit | None:  # noqa: ANN401 - any si
 
 
 def find_psi_site(trace: Run) -> str | None:
-    """Finds the site whose psi can stand beside the data: one of the same shape for each unit.
+    """Finds the site whose psi can stand beside the data: the mean of what each of them emits.
 
     :param trace: of a program whose observations were released.
     :return: its name, or None if there is none.
@@ -181,16 +181,28 @@ def find_psi_site(trace: Run) -> str | None:
     found = []
     for name, site in trace.nodes.items():
         law = psi_law(site["fn"]) if site["type"] == "sample" else None
-        if isinstance(law, SemiImplicit if name in observed else Implicit):
-            real, psi = PsiView(name)(trace)
-            if isinstance(real, Tensor) and isinstance(psi, Tensor) and real.shape == psi.shape:
+        if isinstance(law, SemiImplicit) and name in observed:
+            origin = law.origin(site["value"])
+            if _is_mean(origin.psi, origin.conditional):
+                found.append(name)
+        elif isinstance(law, Implicit) and name not in observed:
+            ((_, data),) = observed.items()
+            if _is_mean(site["value"], data["fn"]):
                 found.append(name)
     if len(found) > 1:
         raise ValueError(
-            f"`view` must say which psi the critic sees, PsiView(site), where several sites have "
-            f"the shape of the data: {found}"
+            "`view` must say which psi the critic sees, PsiView(site), where several sites give "
+            f"the mean of the data: {found}"
         )
     return found[0] if found else None
+
+
+def _is_mean(psi: Tensor, conditional: Distribution) -> bool:
+    try:
+        mean = conditional.mean
+    except NotImplementedError:
+        return False
+    return psi.shape == mean.shape and torch.allclose(psi, mean)
 
 
 def real_rows(name: str, site: dict[str, Any], plates: frozenset[str]) -> Tensor:

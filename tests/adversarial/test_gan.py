@@ -16,6 +16,7 @@ from pyro_sig.distributions import Implicit, SemiImplicit
 from pyro_sig.infer import SIG_ELBO, train
 from pyro_sig.nn import MLP
 from tests.adversarial.programs import (
+    Batched,
     LatentPsi,
     Location,
     PushForward,
@@ -236,7 +237,10 @@ def test_fewer_psi_than_data():
     assert [values[0].shape for values in critic.seen] == [(6, 2), (4, 2), (4, 2)]
     gan = gan_si("SemiImplicit", 1.0, critic, pyro.optim.SGD({"lr": 0.1}), num_mixing=4)
     gan._critic.objective = objectives.Relativistic()
-    with pytest.raises(ValueError, match="one shape for Relativistic.* pairs them by row"):
+    with pytest.raises(
+        ValueError,
+        match=r"`view` must show as many draws as data where Relativistic\(\).*num_mixing",
+    ):
         gan.step(x)
 
 
@@ -469,6 +473,20 @@ def test_single_numbers_have_a_last_dimension():
     assert seen_by(model, x, features=1, view=PsiView("rate"))[1][0].shape == (6, 1)
 
 
+def test_latent_of_the_shape_of_the_data_is_no_psi():
+    decoder, noise = MLP(2, [4], 2), dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+    def model(x):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", Implicit(nn.Identity(), noise, event_shape=2))
+            pyro.sample("x", dist.Normal(decoder(z), 0.1).to_event(1), obs=x)
+
+    gan = make_gan(model, elbo=SIG_ELBO(8), elbo_weight=1.0)
+    gan.step(torch.randn(6, 2))
+    assert repr(gan.view) == "ObservedView()"
+
+
 def test_psi_of_a_group_is_not_shown_beside_its_rows():
     net = MLP(2, [4], 1)
     noise = dist.Normal(torch.zeros(2), 1.0).to_event(1)
@@ -558,6 +576,11 @@ def test_view_and_conditional_critic():
     gan = make_gan(model, critic=critic, conditional=True, penalties=penalties.R1(1.0))
     gan.step(x, label=label)
     assert torch.equal(critic.seen[0][1], label)
+
+    critic = Recorder(5)
+    gan = make_gan(model, critic=critic, conditional=lambda x, label: label, unroll=1)
+    gan.step(x, label)
+    assert all(torch.equal(values[1], label) for values in critic.seen)
     with pytest.raises(ValueError, match="`view` must return .* pair"):
         seen_by(model, x, label, view=lambda trace: trace.nodes["x"]["value"])
 
@@ -649,6 +672,36 @@ def test_optimisers_must_hold_the_right_parameters():
     gan = GAN(model, critic, sgd([model.net.head.weight]), sgd(critic.parameters()))
     with pytest.raises(ValueError, match="these would never train: .*head.bias"):
         gan.step(torch.randn(6, 2))
+
+
+def test_gradients_of_other_losses_do_not_enter():
+    x = torch.randn(6, 2)
+    for settings in ({}, {"elbo": RenyiELBO(num_particles=1), "elbo_weight": 1.0}):
+        moved = []
+        for stale in (None, 100.0):
+            pyro.clear_param_store()
+            torch.manual_seed(0)
+            gan = make_gan(Location(), pyro.optim.SGD({"lr": 1.0}), **settings)
+            gan.values(x)
+            if stale is not None:
+                for param in pyro.get_param_store()._params.values():
+                    param.grad = torch.full_like(param, stale)
+            gan.step(x)
+            moved.append(pyro.param("loc").detach().clone())
+        assert torch.equal(*moved)
+
+
+def test_evaluation_leaves_the_buffers():
+    critic = penalties.spectral_norm(MLP(2, [8], 1))
+    gan = make_gan(Batched(), "torch", critic=critic)
+    x = torch.randn(6, 2)
+    gan.step(x)
+    modules = (critic, gan.model.net)
+    before = [b.clone() for module in modules for b in module.buffers()]
+    gan.evaluate_loss(x)
+    gan.scores(x)
+    after = [b for module in modules for b in module.buffers()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 # ----------------------------------------------------------------------------------------- average
@@ -772,6 +825,9 @@ def test_batch_normalised_critic_warns():
         ({"ema": 1.0}, "`ema` must be None or a decay"),
         ({"objective": "hinge"}, "`objective` must be an Objective"),
         ({"penalties": ["r1"]}, "`penalties` must be a sequence"),
+        ({"penalties": penalties.GradientPenalty}, "`penalties` must be a sequence"),
+        ({"elbo": Trace_ELBO, "elbo_weight": 1.0}, "`elbo` must be an ELBO"),
+        ({"elbo": Trace_ELBO(), "elbo_weight": Balance}, "`elbo_weight` must be a number"),
         ({"elbo": Trace_ELBO()}, "`elbo_weight` must say how much"),
         ({"elbo_weight": 1.0}, "`elbo_weight` must be None without an `elbo`"),
         ({"elbo": Trace_ELBO(), "elbo_weight": -1.0}, "`elbo_weight` must be a number"),
@@ -796,7 +852,10 @@ def test_bad_arguments(settings, message):
 
 def test_schedule_that_returns_no_weight():
     gan = make_gan(Location(), elbo=Trace_ELBO(), elbo_weight=lambda step: None)
-    with pytest.raises(ValueError, match="`elbo_weight` returned by its schedule"):
+    with pytest.raises(
+        ValueError,
+        match="`elbo_weight` must be a number of at least 0 at every step, at step 0, was None",
+    ):
         gan.step(torch.randn(6, 2))
 
 
