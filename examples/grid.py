@@ -150,7 +150,7 @@ def fit_gan_si(toy: datasets.Toy, args: argparse.Namespace) -> Callable[[tuple[i
         gan,
         program.batches(toy, args),
         steps,
-        callbacks=[lambda *_: schedule.step()],
+        callbacks=[schedule],
         description="GAN-SI",
     )
     with torch.no_grad():

@@ -37,6 +37,7 @@ class ProgramPlayer:
         self.ema = ema
         self.params: dict[str, Tensor] = {}  # by name, unconstrained
         self.average: dict[str, Tensor] = {}
+        self.num_averaged = 0
         self.modules: list[nn.Module] = []  # those that ran; their buffers belong to the state
 
     # ------------------------------------------------------------------------------------ training
@@ -93,6 +94,9 @@ class ProgramPlayer:
 
     @torch.no_grad()
     def _update_average(self, decay: float) -> None:
+        # A young average forgets faster, or it would hold the start for long.
+        decay = min(decay, (1 + self.num_averaged) / (10 + self.num_averaged))
+        self.num_averaged += 1
         floating = {n: p for n, p in self.params.items() if p.is_floating_point()}
         for name, param in floating.items():
             self.average.setdefault(name, param.detach().clone())
@@ -127,6 +131,7 @@ class ProgramPlayer:
             "params": {name: param.detach() for name, param in self.params.items()},
             "buffers": dict(self._buffers()),
             "average": self.average,
+            "num_averaged": self.num_averaged,
             "optim": optim.get_state() if pyro_optim else optim.state_dict(),
         }
         return copy.deepcopy(state)
@@ -156,6 +161,7 @@ class ProgramPlayer:
             name: value.detach().clone().to(self.params[name])
             for name, value in state["average"].items()
         }
+        self.num_averaged = state["num_averaged"]
         if isinstance(self.optim, torch.optim.Optimizer):
             self.optim.load_state_dict(copy.deepcopy(state["optim"]))  # torch would share it
         else:  # a Pyro optimiser restores what it has not met yet

@@ -62,7 +62,8 @@ class GAN:
     :param int critic_steps: updates of the critic in a step.
     :param int unroll: number K of further steps of the critic, on the same batch, through which
         the program's gradient goes; 0 for none. A step of the critic is as of `critic_optim`.
-    :param ema: decay of a running average of the program's parameters, used in :meth:`averaged`.
+    :param ema: decay of a running average of the program's parameters, used in :meth:`averaged`;
+        at step t it is at most (1 + t) / (10 + t).
     :param elbo: an ELBO of the same program.
     :param elbo_weight: the :math:`\lambda`: a number (``math.inf`` leaves out the critic), a
         function of the step, or a :class:`~pyro_sig.adversarial.Balance`; ``"balance"`` is its

@@ -16,6 +16,7 @@ from pyro.nn import PyroModule
 from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 __all__ = ["History", "NonFiniteLossError", "StopTraining", "train"]
 
@@ -62,8 +63,8 @@ class History(Mapping[str, list[float]]):
     """The losses of a run by name, as read-only mapping.
 
     A step that returns one number has the name ``"loss"``; a tuple has the ``loss_names`` of the
-    inference object or ``"loss_0"``, ``"loss_1"``, ...; a dict has its own keys. A name that a step does not report is NaN there, so that every
-    list has one entry per step.
+    inference object, or else ``"loss_0"``, ``"loss_1"``, ...; a dict has its own keys. A name that
+    a step does not report is NaN there, so that every list has one entry per step.
 
     :ivar num_steps: steps taken.
     :ivar seconds: wall-clock time of the run, in seconds.
@@ -113,7 +114,7 @@ def train(
     batches: Any,
     num_steps: int,
     *,
-    callbacks: Iterable[Callable[[int, Any, Any], object]] = (),
+    callbacks: Iterable[Callable[[int, Any, Any], object] | LRScheduler] = (),
     progress: bool = True,
     description: str | None = None,
     check_training: bool = True,
@@ -124,8 +125,8 @@ def train(
         \ell_t = \texttt{inference.step}(\text{batch}_t), \qquad t = 0, \dots, T - 1.
 
     A learning-rate schedule of Pyro, ``inference.optim`` (a
-    :class:`~pyro.optim.lr_scheduler.PyroLRScheduler`), advances after every step; one of torch is
-    advanced by a callback.
+    :class:`~pyro.optim.lr_scheduler.PyroLRScheduler`), advances after every step; so do those of
+    torch among the callbacks.
 
     After the first step, a network or Pyro parameter that took part in it without being in any
     optimiser of ``inference`` raises, because it would never train. Optimisers are looked for
@@ -145,7 +146,8 @@ def train(
     :param num_steps: the number :math:`T` of steps.
     :param callbacks: functions called in turn as ``callback(step, loss, inference)`` after each
         step, with the step number counted from 0 and what the step returned. Raising
-        :class:`StopTraining` ends the run; what they return is ignored.
+        :class:`StopTraining` ends the run; what they return is ignored. A learning-rate schedule
+        of torch among them advances by one.
     :param progress: show a bar with the smoothed loss and the learning rate.
     :param description: text in front of the bar, for a script that shows several.
     :param check_training: look for what does not train, as said above.
@@ -214,9 +216,14 @@ def train(
 
 def _check_callbacks(callbacks: Any) -> list[Callable[[int, Any, Any], object]]:
     given: list[Any] = list(callbacks) if isinstance(callbacks, Iterable) else [None]
+    given = [_advance(c) if isinstance(c, LRScheduler) else c for c in given]
     if not all(callable(callback) for callback in given):
         raise ValueError(f"`callbacks` must be an iterable of callables, but was {callbacks!r}.")
     return given
+
+
+def _advance(schedule: LRScheduler) -> Callable[[int, Any, Any], object]:
+    return lambda step, loss, inference: schedule.step()
 
 
 # ----------------------------------------------------------------------------------- the arguments
@@ -339,7 +346,7 @@ def _optimizers(holder: Any, depth: int = 3) -> Iterator[torch.optim.Optimizer |
     """The optimisers held by an object, a container, or an attribute that has a ``step``."""
     if isinstance(holder, (torch.optim.Optimizer, PyroOptim)):
         yield holder
-    elif isinstance(holder, torch.optim.lr_scheduler.LRScheduler):
+    elif isinstance(holder, LRScheduler):
         yield holder.optimizer
     elif depth > 0 and not isinstance(holder, Tensor):
         held: Iterable[Any] = ()

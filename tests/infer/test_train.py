@@ -217,6 +217,24 @@ def test_schedule_of_svi_advances_at_every_step(capsys):
     assert "lr=1.25e-01" in capsys.readouterr().err
 
 
+def test_schedule_of_torch_among_the_callbacks_advances_at_every_step():
+    class Trainer:
+        loss_names = ("first", "second")
+
+        def __init__(self):
+            self.optim = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+
+        def step(self):
+            self.optim.step()
+            return 1.0, 2.0
+
+    trainer = Trainer()
+    schedule = torch.optim.lr_scheduler.ExponentialLR(trainer.optim, 0.5)
+    history = train(trainer, (), 3, callbacks=[schedule], progress=False)
+    assert trainer.optim.param_groups[0]["lr"] == 0.125
+    assert dict(history) == {"first": [1.0] * 3, "second": [2.0] * 3}
+
+
 def test_plateau_schedule_sees_the_loss():
     optim = pyro.optim.ReduceLROnPlateau(
         {"optimizer": torch.optim.SGD, "optim_args": {"lr": 1e-9}, "factor": 0.1, "patience": 0}

@@ -29,6 +29,9 @@ def spectral_norm(module: Module, n_power_iterations: int = 1) -> Module:
     that are normalised already stay as they are. Parameters remain the same objects, so that an
     optimiser made before is still valid.
 
+    The bound is in units of the data: a critic of slope 1 cannot tell modes that are much narrower
+    than 1. Scale such data, or what the critic is given.
+
     :param torch.nn.Module module: the critic; changed in place.
     :param int n_power_iterations: iterations that follow the singular vectors in each forward
         pass in training mode.

@@ -21,7 +21,8 @@ class R1(Penalty):
     :math:`\gamma = 20`. It belongs into every critic step: now and then, with a larger weight, was
     not enough for points of the plane.
 
-    :param float gamma: the weight.
+    :param float gamma: the weight, in squared units of the data: where modes are of width s, the
+        best critic has slopes near 1 / s, and a weight far above s^2 forbids them.
     :raises ValueError: if `gamma` is negative or not finite.
 
     Source: L. Mescheder, A. Geiger and S. Nowozin, "Which Training Methods for GANs do actually
