@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from pyro.infer import ELBO
+from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 
+from pyro_sig.adversarial._tap import Tap
 from pyro_sig.adversarial.balance import Balance
 
 __all__ = ["ElboTerm", "Weight"]
@@ -37,7 +38,10 @@ class ElboTerm:
                 'step, or "balance"; was None'
             )
         self.elbo: Any = elbo
+        self.last: float | None = None  # the value of the bound
         self.guide = _draw_nothing if guide is None else guide
+        # With nothing to infer, Trace_ELBO is the log-density of one run.
+        self._one_run = guide is None and type(elbo) is Trace_ELBO and elbo.num_particles == 1
         self.weight: float | Callable[[int], float] | Balance
         if weight == "balance":
             self.weight = Balance()
@@ -57,6 +61,13 @@ class ElboTerm:
         self, model: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]
     ) -> Tensor | float:
         """Computes the negative ELBO; as a number if its gradient is written already."""
+        if self._one_run:
+            with Tap() as run:
+                model(*args, **kwargs)
+            log_density = run.log_density()
+            if log_density is not None:
+                return -log_density
+            self._one_run = False  # latents, which the ELBO knows how to handle
         if self.differentiable:
             return self.elbo.differentiable_loss(model, self.guide, *args, **kwargs)
         return float(self.elbo.loss_and_grads(model, self.guide, *args, **kwargs))
@@ -65,13 +76,24 @@ class ElboTerm:
         """Computes the negative ELBO without a gradient."""
         return float(self.elbo.loss(model, self.guide, *args, **kwargs))
 
+    def weigh(self, step: int) -> float | Balance | None:
+        """Returns the weight at a step; None where a schedule has come to 0, and no bound is due.
+
+        :param int step: the number of the step.
+        """
+        if isinstance(self.weight, (float, Balance)):
+            return self.weight
+        must_be = f"a number of at least 0 at every step, at step {step}"
+        weight = _check_weight(self.weight(step), must_be)
+        return None if weight == 0 and self.last is not None else weight
+
     def write_gradients(
         self,
         params: Sequence[Tensor],
         adversarial: Tensor,
         bound: Tensor | float,
         num_units: float,
-        step: int,
+        weight: float | Balance,
     ) -> None:
         """Writes the gradient of ``adversarial + weight * bound / num_units``.
 
@@ -79,19 +101,13 @@ class ElboTerm:
         :param torch.Tensor adversarial: the adversary's loss.
         :param bound: what this object returned when called.
         :param float num_units: the number of data that the bound is of.
-        :param int step: the number of the step, for a schedule.
+        :param weight: what :meth:`weigh` returned.
         """
-        weight = self.weight
-        if not isinstance(weight, Balance):
-            if callable(weight):
-                weight = _check_weight(
-                    weight(step), f"a number of at least 0 at every step, at step {step}"
-                )
-            if isinstance(bound, Tensor):
-                bound = bound / num_units
-                loss = bound if math.isinf(weight) else adversarial + weight * bound
-                loss.backward(inputs=params)
-                return
+        if isinstance(bound, Tensor) and not isinstance(weight, Balance):
+            bound = bound / num_units
+            loss = bound if math.isinf(weight) else adversarial + weight * bound
+            loss.backward(inputs=params)
+            return
         of_bound: Sequence[Tensor | None] = [param.grad for param in params]
         if isinstance(bound, Tensor):
             of_bound = torch.autograd.grad(bound, params, retain_graph=True, allow_unused=True)
@@ -118,7 +134,7 @@ class ElboTerm:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns a copy of the states of ELBO and balance."""
-        state: dict[str, Any] = {}
+        state: dict[str, Any] = {"last": self.last}
         # To guess it anew would draw random numbers.
         nesting = getattr(self.elbo, "max_plate_nesting", math.inf)
         if nesting < math.inf:
@@ -135,6 +151,7 @@ class ElboTerm:
         :param state: the state.
         """
         state = copy.deepcopy(dict(state))
+        self.last = state["last"]
         if "max_plate_nesting" in state:
             self.elbo.max_plate_nesting = state["max_plate_nesting"]
         if "elbo" in state:

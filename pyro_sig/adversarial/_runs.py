@@ -94,19 +94,20 @@ class Runs:
             self._shared = _find_shared(run, self.view.site)
         return {**tap.params, **run.params}, modules
 
-    def draw(self, args: tuple, kwargs: dict[str, Any]) -> Draw:
+    def draw(self, args: tuple, kwargs: dict[str, Any], bounded: bool = True) -> Draw:
         """Runs program and bound with gradients; one run serves both where psi can be shared.
 
+        :param bounded: whether the bound is due, if there is one.
         :raises ValueError: if what the critic sees has no gradient.
         """
-        if self._shared is not None:
+        if self._shared is not None and bounded:
             draw = self._draw_shared(self._shared, args, kwargs)
             if draw is not None:
                 return draw
             self._shared = None  # rows have psi of their own
         draw = self.released(args, kwargs)
         self._check_gradient(draw.fake)
-        if self.term is not None:
+        if self.term is not None and bounded:
             with Tap() as tap, self._precision():
                 bound = self.term(self.model, args, kwargs)
             draw = draw._replace(params={**draw.params, **tap.params}, bound=bound)

@@ -17,6 +17,7 @@ from pyro_sig.adversarial._elbo_term import ElboTerm, Weight
 from pyro_sig.adversarial._program_player import ProgramPlayer
 from pyro_sig.adversarial._runs import Draw, Runs
 from pyro_sig.adversarial._tap import modules_run
+from pyro_sig.adversarial.balance import Balance
 from pyro_sig.adversarial.objectives import NonSaturating, Objective
 from pyro_sig.adversarial.penalties import Penalty
 from pyro_sig.adversarial.views import Value, as_parts
@@ -67,7 +68,8 @@ class GAN:
     :param elbo: an ELBO of the same program.
     :param elbo_weight: the :math:`\lambda`: a number (``math.inf`` leaves out the critic), a
         function of the step, or a :class:`~pyro_sig.adversarial.Balance`; ``"balance"`` is its
-        default one. It scales the gradient of the guide too: with 0, a guide stays as it is.
+        default one. It scales the gradient of the guide too: with 0, a guide stays as it is. In
+        a step where the function returns 0, no bound is computed and the last one reported.
     :param guide: the guide of the `elbo`, by default empty.
     :param autocast: a type such as ``torch.bfloat16`` for :func:`torch.autocast` around program
         and critic.
@@ -213,19 +215,26 @@ class GAN:
             with torch.no_grad():
                 draw = self._runs.released(args, kwargs)
             self._update_critic(draw, args, kwargs)
-        draw = self._runs.draw(args, kwargs)
+        weight = None if self._term is None else self._term.weigh(self.num_steps)
+        draw = self._runs.draw(args, kwargs, bounded=weight is not None)
         if self.unroll:  # from where the critic stands, through what it would learn
             adversarial = self._unrolled_loss(draw, args, kwargs)
-            self._add_gradients(draw, adversarial)
+            self._add_gradients(draw, adversarial, weight)
             critic_loss = self._update_critic(draw, args, kwargs)
         else:
             critic_loss = self._update_critic(draw, args, kwargs)
             adversarial = self._generator_loss(self.critic, draw, args, kwargs)
-            self._add_gradients(draw, adversarial)
+            self._add_gradients(draw, adversarial, weight)
         self._program.step()
         self.num_steps += 1
-        losses = [critic_loss, adversarial, *([] if draw.bound is None else [draw.bound])]
-        return _floats(losses)
+        losses = (critic_loss.item(), adversarial.item())
+        if self._term is None:
+            return losses
+        if draw.bound is not None:
+            bound = draw.bound
+            self._term.last = bound.item() if isinstance(bound, Tensor) else bound
+        assert self._term.last is not None
+        return *losses, self._term.last
 
     @torch.no_grad()
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> tuple[float, ...]:  # noqa: ANN401
@@ -236,14 +245,14 @@ class GAN:
         :return: losses as :meth:`step` returns them.
         """
         real, fake = self.scores(*args, **kwargs)
-        losses: list[Tensor | float] = [
-            self.objective.critic_loss(real, fake),
-            self.objective.generator_loss(real, fake),
-        ]
-        if self._term is not None:
-            with modules_run():
-                losses.append(self._term.evaluate(self.model, args, kwargs))
-        return _floats(losses)
+        losses = (
+            self.objective.critic_loss(real, fake).item(),
+            self.objective.generator_loss(real, fake).item(),
+        )
+        if self._term is None:
+            return losses
+        with modules_run():
+            return *losses, self._term.evaluate(self.model, args, kwargs)
 
     @torch.no_grad()
     def scores(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
@@ -316,15 +325,15 @@ class GAN:
             ahead = self._critic.ahead(self.unroll, loss)
         return self._generator_loss(ahead, draw, args, kwargs)
 
-    def _add_gradients(self, draw: Draw, adversarial: Tensor) -> None:
+    def _add_gradients(
+        self, draw: Draw, adversarial: Tensor, weight: float | Balance | None
+    ) -> None:
         """Writes the gradient of the program's loss."""
         params = self._program.meet(draw.params, self._critic.owns)
-        if self._term is None or draw.bound is None:
+        if self._term is None or draw.bound is None or weight is None:
             adversarial.backward(inputs=params)
         else:
-            self._term.write_gradients(
-                params, adversarial, draw.bound, draw.num_units, self.num_steps
-            )
+            self._term.write_gradients(params, adversarial, draw.bound, draw.num_units, weight)
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.autocast is None:
@@ -423,10 +432,6 @@ class GAN:
         if self._term is not None:
             parts.insert(1, f"elbo={type(self._term.elbo).__name__}")
         return f"{type(self).__name__}({', '.join(parts)})"
-
-
-def _floats(losses: Sequence[Tensor | float]) -> tuple[float, ...]:
-    return tuple(x.item() if isinstance(x, Tensor) else float(x) for x in losses)
 
 
 def _detach(value: Value) -> Value:

@@ -2,6 +2,7 @@ r"""The streaming logsumexp over all (datum, component) pairs of an exponential 
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -155,6 +156,10 @@ class _LogMixture(torch.autograd.Function):
         return of_rows, of_natural, of_normalizer
 
 
+# Torch binds the arguments at every call, and would work out the signature each time.
+_LogMixture.forward.__signature__ = inspect.signature(_LogMixture.forward)  # type: ignore[attr-defined]
+
+
 def _chunks(size: int, chunk_size: int) -> Iterator[slice]:
     for start in range(0, size, chunk_size):
         yield slice(start, min(start + chunk_size, size))
@@ -164,10 +169,12 @@ def _exp_in_place(scores: Tensor) -> Tensor:
     """Takes exponentials of what is at most 0; a weight below 1e-24 (1e-200 in double) becomes 0.
 
     It is lost in every sum, but the gradients that it would leave turn into subnormal numbers in
-    the network behind psi, which make its products several times slower.
+    the network behind psi, which make its products several times slower. So do exponentials of
+    very small and of infinite numbers: they are raised first, and their weights put to 0 after.
     """
     smallest = 0.65 * math.log(torch.finfo(scores.dtype).tiny)
-    return threshold(scores, smallest, -torch.inf, inplace=True).exp_()
+    weights = scores.clamp_min_(smallest).exp_()
+    return threshold(weights, 1.001 * math.exp(smallest), 0.0, inplace=True)
 
 
 def _scores(statistics: Tensor, natural: Tensor, log_normalizer: Tensor, buffer: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What the trainer does beside the contract of all trainers: gradients, draws, weights, errors."""
 
 import math
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn.functional import softplus
 
 from pyro_sig.adversarial import GAN, Balance, PsiView, objectives, penalties
+from pyro_sig.adversarial._elbo_term import ElboTerm
 from pyro_sig.distributions import Implicit, SemiImplicit
 from pyro_sig.infer import SIG_ELBO, train
 from pyro_sig.nn import MLP
@@ -316,6 +318,54 @@ def test_subsample_counts_its_data():
     assert (sums - pyro.param("loc").detach()).abs().sum(-1).min() < 1e-5
 
 
+def test_no_bound_is_computed_where_its_schedule_is_zero():
+    x, calls = torch.randn(6, 2), []
+
+    class Counted(Trace_ELBO):
+        def differentiable_loss(self, *args):
+            calls.append(None)
+            return super().differentiable_loss(*args)
+
+    gan = make_gan(
+        SemiImplicitModel(), elbo=Counted(), elbo_weight=lambda step: 2.0 * (step % 2 == 0)
+    )
+    bounds = [gan.step(x)[2] for _ in range(4)]
+    assert len(calls) == 2
+    assert bounds[0] == bounds[1] != bounds[2] == bounds[3]
+
+
+def test_bound_of_a_program_without_latents_is_that_of_trace_elbo():
+    x = torch.randn(30, 2)
+    mask = torch.rand(5) < 0.5
+
+    def model(x):
+        scale = pyro.param("scale", torch.ones(2))
+        pyro.factor("prior", -scale.sum())
+        with pyro.plate("data", 30, subsample_size=5) as index, pyro.poutine.mask(mask=mask):
+            pyro.sample("x", dist.Normal(0.0, scale).to_event(1), obs=x[index])
+            pyro.sample("y", dist.Normal(0.0, scale[0]), obs=x[index, 0])
+
+    def with_latent(x):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        model(x)
+
+    for program, one_run in [(model, True), (with_latent, False)]:
+        term = ElboTerm(Trace_ELBO(), 1.0, None)
+        torch.manual_seed(1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the empty guide lacks a site
+            found = term(program, (x,), {})
+            if one_run:
+                torch.manual_seed(1)
+                expected = Trace_ELBO().differentiable_loss(program, lambda x: None, x)
+                assert torch.allclose(found, expected)
+                grads = [
+                    torch.autograd.grad(loss, pyro.param("scale")) for loss in (found, expected)
+                ]
+                assert torch.allclose(grads[0][0], grads[1][0])
+        assert term._one_run is one_run
+
+
 def test_balance_keeps_the_gradients_in_proportion():
     balance = Balance(ratio=2.0, decay=0.5)
     assert math.isnan(balance.weight)
@@ -339,7 +389,7 @@ def test_balance_keeps_the_gradients_in_proportion():
         torch.autograd.grad(value, params, retain_graph=True) for value in (loss, draw.bound / 6)
     ]
     norms = [torch.cat([g.flatten() for g in side]).norm() for side in sides]
-    gan._add_gradients(draw, loss)
+    gan._add_gradients(draw, loss, gan.elbo_weight)
     assert gan.elbo_weight.weight == pytest.approx(float(norms[0] / norms[1]), rel=1e-5)
     for param, a, b in zip(params, *sides, strict=True):
         assert torch.allclose(param.grad, a + b * norms[0] / norms[1], rtol=1e-4, atol=1e-6)
