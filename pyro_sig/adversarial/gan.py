@@ -130,7 +130,7 @@ class GAN:
                 raise ValueError(f"`{name}` must be callable, was {type(program).__name__}")
         objective = NonSaturating() if objective is None else objective
         self._program = ProgramPlayer(optim, ema)
-        self._critic = CriticPlayer(critic, critic_optim, objective, penalties)  # type: ignore[arg-type]
+        self._critic = CriticPlayer(critic, critic_optim, objective, penalties, bool(conditional))  # type: ignore[arg-type]
         self.conditional = conditional
         self.critic_steps = _integer("critic_steps", critic_steps, least=1)
         self.unroll = _integer("unroll", unroll, least=0)

@@ -113,6 +113,24 @@ def test_unrolled_gradient_is_the_finite_difference_through_the_updates(num_step
     assert not any(torch.equal(a, b) for a, b in zip(weights[:-1], fresh[:-1], strict=True))
 
 
+def test_rows_that_a_critic_may_compare_are_not_mixed():
+    class Spread(nn.Module):
+        """Shows the standard deviation of the batch to a linear score."""
+
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 1)
+            self.sizes = []
+
+        def forward(self, x):
+            self.sizes.append(len(x))
+            return self.linear(torch.cat([x, x.std().expand(len(x), 1)], -1))
+
+    critic = Spread()
+    make_gan(PushForward(), critic=critic).step(torch.randn(6, 2))
+    assert critic.sizes == [6, 6, 6]
+
+
 def test_a_step_is_that_of_a_loop_by_hand():
     x = torch.randn(6, 2)
     gan = make_gan(PushForward(), "torch")
