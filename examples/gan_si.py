@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -28,6 +27,8 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from _kept import kept
+from _schedules import conditional_std, rate_factor
 from torch import Tensor
 
 from pyro_sig import datasets
@@ -45,24 +46,6 @@ BETAS = (0.5, 0.999)
 NUM_SAMPLES = 20_000
 NUM_PLOTTED = 3000
 FIGURES = {"modes": "modes", "hq": "high quality", "kl": "KL"}
-
-
-# ------------------------------------------------------------------------------------ the schedules
-
-
-def conditional_std(progress: float, last: float) -> float:
-    """Shrinks from 1 to 0.2 over the first half, holds, and ends at the data's own std.
-
-    A conditional wider than the modes draws psi to their centres; the wide start finds them all.
-    """
-    if progress < 0.5:
-        return 0.2 ** (2 * progress)
-    return 0.2 if progress < 0.95 else last
-
-
-def rate_factor(progress: float, warm_up: float = 1 / 12) -> float:
-    """Rises linearly, then falls by a cosine."""
-    return min(1.0, (progress + 1e-6) / warm_up) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 # ----------------------------------------------------------------------------------------- one fit
@@ -114,33 +97,26 @@ def fit(
 def run(data: str, weight: float | str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Trains and scores one seed, or reads what an earlier run left."""
     settings = {key: getattr(args, key) for key in SETTINGS}
-    cache = args.out / "cache" / f"{data}-{weight}-{seed}.pt"
-    if cache.exists():
-        found = torch.load(cache, weights_only=True)
-        if found["settings"] == settings:
-            return found
-    pyro.clear_param_store()
-    pyro.set_rng_seed(seed)
-    toy = DATA[data](device=args.device)
-    start = time.perf_counter()
-    x, psi, last = fit(weight, toy, args)
-    seconds = time.perf_counter() - start
-    coverage = mode_coverage(x, toy.modes, toy.mode_std)
-    result = {
-        "settings": settings,
-        "modes": int(coverage.captured),
-        "hq": float(coverage.high_quality),
-        "kl": float(coverage.kl),
-        "seconds": seconds,
-        "weight": last,
-        "samples": x[:NUM_PLOTTED].cpu().clone(),
-        "psi": psi[:NUM_PLOTTED].cpu().clone(),
-    }
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    partial = cache.with_suffix(".partial")
-    torch.save(result, partial)
-    partial.rename(cache)
-    return result
+
+    def one() -> dict[str, Any]:
+        pyro.clear_param_store()
+        pyro.set_rng_seed(seed)
+        toy = DATA[data](device=args.device)
+        start = time.perf_counter()
+        x, psi, last = fit(weight, toy, args)
+        seconds = time.perf_counter() - start
+        coverage = mode_coverage(x, toy.modes, toy.mode_std)
+        return {
+            "modes": int(coverage.captured),
+            "hq": float(coverage.high_quality),
+            "kl": float(coverage.kl),
+            "seconds": seconds,
+            "weight": last,
+            "samples": x[:NUM_PLOTTED].cpu().clone(),
+            "psi": psi[:NUM_PLOTTED].cpu().clone(),
+        }
+
+    return kept(args.out / "cache" / f"{data}-{weight}-{seed}.pt", settings, one)
 
 
 def num_reached(samples: Tensor, toy: datasets.Toy) -> int:

@@ -28,6 +28,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from _kept import kept
 from torch import Tensor, nn
 
 from pyro_sig import datasets
@@ -207,36 +208,31 @@ def run(data: str, name: str, seed: int, args: argparse.Namespace) -> dict[str, 
     """Trains and scores one seed, or reads what an earlier run left."""
     method = METHODS[name]
     settings = {key: getattr(args, key) for key in SETTINGS} | {"method": describe(method, data)}
-    cache = args.out / "cache" / f"{data}-{name}-{seed}.pt"
-    if cache.exists():
-        found = torch.load(cache, weights_only=True)
-        if found["settings"] == settings:
-            return found
-    pyro.clear_param_store()
-    pyro.set_rng_seed(seed)
-    toy = DATA[data](device=args.device)
-    start = time.perf_counter()
-    with warnings.catch_warnings():
-        # The methods that the trainer warns of are here to be seen failing.
-        warnings.filterwarnings("ignore", message=".*(needs a critic|has batch normalisation)")
-        samples, failure = fit(method, data, args)
-    result = {"settings": settings, "seconds": time.perf_counter() - start, "failure": failure}
-    if torch.isfinite(samples).all():
-        coverage = mode_coverage(samples, toy.modes, toy.mode_std)
-        result |= {
-            "modes": int(coverage.captured),
-            "hq": float(coverage.high_quality),
-            "kl": float(coverage.kl),
-        }
-    else:
-        # As of samples that are all far from any mode, the cell of a share of exp(-3^2 / 2).
-        result |= {"modes": 0, "hq": 0.0, "kl": 4.5, "failure": failure or "samples not finite"}
-    result["samples"] = samples[:NUM_PLOTTED].cpu().clone()
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    partial = cache.with_suffix(".partial")
-    torch.save(result, partial)
-    partial.rename(cache)
-    return result
+
+    def one() -> dict[str, Any]:
+        pyro.clear_param_store()
+        pyro.set_rng_seed(seed)
+        toy = DATA[data](device=args.device)
+        start = time.perf_counter()
+        with warnings.catch_warnings():
+            # The methods that the trainer warns of are here to be seen failing.
+            warnings.filterwarnings("ignore", message=".*(needs a critic|has batch normalisation)")
+            samples, failure = fit(method, data, args)
+        result: dict[str, Any] = {"seconds": time.perf_counter() - start, "failure": failure}
+        if torch.isfinite(samples).all():
+            coverage = mode_coverage(samples, toy.modes, toy.mode_std)
+            result |= {
+                "modes": int(coverage.captured),
+                "hq": float(coverage.high_quality),
+                "kl": float(coverage.kl),
+            }
+        else:
+            # As of samples that are all far from any mode, the cell of a share of exp(-3^2 / 2).
+            result |= {"modes": 0, "hq": 0.0, "kl": 4.5, "failure": failure or "samples not finite"}
+        result["samples"] = samples[:NUM_PLOTTED].cpu().clone()
+        return result
+
+    return kept(args.out / "cache" / f"{data}-{name}-{seed}.pt", settings, one)
 
 
 def describe(method: Method, data: str) -> str:

@@ -20,7 +20,7 @@ STD = 0.2
 class Toy:
     """The 100-unit networks of the SIG paper's grid."""
 
-    batch_size, num_mixing, noise_dim, event_shape = 512, 192, 2, (2,)
+    batch_size, num_mixing, noise_dim, event_shape = 512, 256, 2, (2,)
     rate = 1e-3
 
     def networks(self):
@@ -110,7 +110,7 @@ def run(repeats: int) -> dict[str, float]:
         },
         repeats,
     )
-    results |= _print("GAN step, 100-unit networks, batch 512, M = 192", times, "toy")
+    results |= _print("GAN step, 100-unit networks, batch 512, M = 256", times, "toy")
     times = alternate({"by hand": by_hand(images), "GAN": gan(images, "gan")}, repeats)
     results |= _print("GAN step, DCGAN pair, 3 x 32 x 32, batch 64", times, "dcgan")
     return results
