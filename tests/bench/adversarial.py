@@ -8,6 +8,7 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch.nn.functional import softplus
 
+from pyro_sig import datasets
 from pyro_sig.adversarial import GAN, objectives, penalties
 from pyro_sig.distributions import Implicit, SemiImplicit
 from pyro_sig.nn import MLP, DCGANCritic, DCGANGenerator
@@ -26,6 +27,9 @@ class Toy:
     def networks(self):
         return MLP(2, [100, 100], 2), MLP(2, [100], 1)
 
+    def data(self):
+        return datasets.grid_of_gaussians().sample(self.batch_size)
+
 
 class Images:
     """The DCGAN pair on 32 x 32 colour images."""
@@ -36,6 +40,9 @@ class Images:
     def networks(self):
         return DCGANGenerator(100, 3, 32), DCGANCritic(3, 32)
 
+    def data(self):
+        return torch.randn(self.batch_size, *self.event_shape)
+
 
 def optimizers(case, net, critic):
     return [torch.optim.Adam(m.parameters(), lr=case.rate, betas=BETAS) for m in (net, critic)]
@@ -45,7 +52,7 @@ def by_hand(case):
     """Alternating updates on one set of draws, without this library and without Pyro."""
     net, critic = case.networks()
     optim, critic_optim = optimizers(case, net, critic)
-    x = torch.randn(case.batch_size, *case.event_shape)
+    x = case.data()
     params = list(net.parameters())
 
     def step():
@@ -67,7 +74,7 @@ def gan(case, name, semi_implicit=False, **settings):
     """The same by this library; with ``semi_implicit`` the GAN-SI."""
     net, critic = case.networks()
     optim, critic_optim = optimizers(case, net, critic)
-    x = torch.randn(case.batch_size, *case.event_shape)
+    x = case.data()
     noise = dist.Normal(torch.zeros(case.noise_dim), 1.0).to_event(1)
 
     def model(x):
@@ -84,6 +91,7 @@ def gan(case, name, semi_implicit=False, **settings):
     return lambda: trainer.step(x)
 
 
+@pyro.validation_enabled(False)  # as in examples/grid.py
 def run(repeats: int) -> dict[str, float]:
     """Times the steps, prints them, and returns their ratios."""
     toy, images = Toy(), Images()
