@@ -164,7 +164,10 @@ class CriticPlayer:
         shapes = [[part.shape[1:] for part in parts] for parts in (reals, fakes)]
         if not self._row_wise or shapes[0] != shapes[1]:
             return score(*reals), score(*fakes)
-        scores = score(*(torch.cat(pair) for pair in zip(reals, fakes, strict=True)))
+        try:
+            scores = score(*(torch.cat(pair) for pair in zip(reals, fakes, strict=True)))
+        except (RuntimeError, ValueError):  # to be told in terms of one batch
+            return score(*reals), score(*fakes)
         return scores[: len(reals[0])], scores[len(reals[0]) :]
 
     def _check_pairs(self, real: Value, fake: Value) -> None:
