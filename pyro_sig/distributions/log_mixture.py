@@ -101,17 +101,21 @@ class _LogMixture(torch.autograd.Function):
         statistics: Tensor, natural: Tensor, log_normalizer: Tensor, chunk_size: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         # The lowest number, not -inf: with -inf, a chunk without density would give inf - inf.
-        best = statistics.new_full((len(statistics),), torch.finfo(statistics.dtype).min)
-        total = torch.zeros_like(best)
+        lowest = torch.finfo(statistics.dtype).min
+        best: Tensor | None = None
+        total = statistics.new_zeros(())
         buffer = statistics.new_empty(len(statistics) * min(chunk_size, len(natural)))
         scores = buffer
         for rows in _chunks(len(natural), chunk_size):
             scores = _scores(statistics, natural[rows], log_normalizer[rows], buffer)
-            new_best = torch.maximum(best, scores.amax(-1))
-            total *= (best - new_best).exp()
+            new_best = scores.amax(-1).clamp_min_(lowest)
+            if best is not None:
+                new_best = torch.maximum(best, new_best)
+                total = total * (best - new_best).exp()
             # Unnormalised: two passes fewer than a softmax.
-            total += _exp_in_place(scores.sub_(new_best.unsqueeze(-1))).sum(-1)
+            total = total + _exp_in_place(scores.sub_(new_best.unsqueeze(-1))).sum(-1)
             best = new_best
+        assert best is not None
         kept = scores if chunk_size >= len(natural) else statistics.new_empty(0)
         return best + total.log(), kept, total
 
