@@ -20,7 +20,6 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from _kept import kept
+from _modes import DATA, draw_samples, score
 from _schedules import conditional_std, rate_factor
 from torch import Tensor
 
@@ -38,10 +38,6 @@ from pyro_sig.distributions import Implicit
 from pyro_sig.infer import SIG_ELBO, train
 from pyro_sig.nn import MLP
 
-DATA: dict[str, Callable[..., datasets.Toy]] = {
-    "ring": datasets.ring_of_gaussians,
-    "grid": datasets.grid_of_gaussians,
-}
 BETAS = (0.5, 0.999)
 NUM_SAMPLES = 20_000
 NUM_PLOTTED = 3000
@@ -105,11 +101,8 @@ def run(data: str, weight: float | str, seed: int, args: argparse.Namespace) -> 
         start = time.perf_counter()
         x, psi, last = fit(weight, toy, args)
         seconds = time.perf_counter() - start
-        coverage = mode_coverage(x, toy.modes, toy.mode_std)
         return {
-            "modes": int(coverage.captured),
-            "hq": float(coverage.high_quality),
-            "kl": float(coverage.kl),
+            **score(x, toy),
             "seconds": seconds,
             "weight": last,
             "samples": x[:NUM_PLOTTED].cpu().clone(),
@@ -161,13 +154,10 @@ def draw(data: str, results: dict[str, list[dict[str, Any]]], path: Path) -> Non
     figure = plt.figure(figsize=(2.1 * columns, 5.2), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(1, 1.05))
     above.suptitle(f"{data}: samples of x by the weight of SIG beside the critic")
-    limit = 1.25 * float(toy.modes.abs().max())
     panels = above.subplots(1, columns, squeeze=False)[0]
     for axis, (label, found) in zip(panels, results.items(), strict=True):
-        axis.scatter(*toy.modes.T, s=60, facecolors="none", edgecolors="0.6", linewidths=0.7)
-        axis.scatter(*found[0]["samples"].T, s=1.2, alpha=0.35, linewidths=0, color="tab:blue")
+        draw_samples(axis, found[0]["samples"], toy)
         axis.set_title(title(label, found[0]), fontsize=10)
-        axis.set(aspect="equal", xlim=(-limit, limit), ylim=(-limit, limit), xticks=[], yticks=[])
     best = {"modes": len(toy.modes), "hq": 0.9889, "kl": 0.0}
     places = range(columns)
     ticks = [label.removesuffix(".0") for label in results]

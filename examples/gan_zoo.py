@@ -29,19 +29,14 @@ import pyro
 import pyro.distributions as dist
 import torch
 from _kept import kept
+from _modes import DATA, draw_samples, score, view_limit
 from torch import Tensor, nn
 
-from pyro_sig import datasets
 from pyro_sig.adversarial import GAN, objectives, penalties
-from pyro_sig.diagnostics import mode_coverage
 from pyro_sig.distributions import Implicit
 from pyro_sig.infer import NonFiniteLossError, train
 from pyro_sig.nn import MLP
 
-DATA: dict[str, Callable[..., datasets.Toy]] = {
-    "ring": datasets.ring_of_gaussians,
-    "grid": datasets.grid_of_gaussians,
-}
 NUM_STEPS = {"ring": 2500, "grid": 4000}
 BETAS = (0.5, 0.9)
 NUM_SAMPLES = 20_000
@@ -220,12 +215,7 @@ def run(data: str, name: str, seed: int, args: argparse.Namespace) -> dict[str, 
             samples, failure = fit(method, data, args)
         result: dict[str, Any] = {"seconds": time.perf_counter() - start, "failure": failure}
         if torch.isfinite(samples).all():
-            coverage = mode_coverage(samples, toy.modes, toy.mode_std)
-            result |= {
-                "modes": int(coverage.captured),
-                "hq": float(coverage.high_quality),
-                "kl": float(coverage.kl),
-            }
+            result |= score(samples, toy)
         else:
             # As of samples that are all far from any mode, the cell of a share of exp(-3^2 / 2).
             result |= {"modes": 0, "hq": 0.0, "kl": 4.5, "failure": failure or "samples not finite"}
@@ -271,13 +261,12 @@ def draw(results: dict[str, dict[str, dict[str, Any]]], path: Path, columns: int
         toy = DATA[data]()
         part.suptitle(f"{data}: samples over the centres of {len(toy.modes)} modes")
         axes = part.subplots(rows[data], columns, squeeze=False).ravel()
-        limit = 1.25 * float(toy.modes.abs().max())
+        limit = view_limit(toy)
         for axis in axes:
             axis.set_axis_off()
         for axis, (method, result) in zip(axes, found.items(), strict=False):
             axis.set_axis_on()
-            axis.scatter(*toy.modes.T, s=60, facecolors="none", edgecolors="0.6", linewidths=0.7)
-            axis.scatter(*result["samples"].T, s=1.2, alpha=0.35, linewidths=0, color="tab:blue")
+            draw_samples(axis, result["samples"], toy)
             label = f"modes: {result['modes']}, HQ: {result['hq']:.2f}"
             if torch.isnan(result["samples"]).any():
                 axis.text(0, 0, "not finite", ha="center", va="center")
@@ -285,8 +274,6 @@ def draw(results: dict[str, dict[str, dict[str, Any]]], path: Path, columns: int
                 far = float(result["samples"].norm(dim=-1).median())
                 axis.text(0, 0, f"out of view,\nat radius {far:.2g}", ha="center", va="center")
             axis.set_title(f"{method}\n{result['failure'] or label}", fontsize=8.5)
-            axis.set(aspect="equal", xlim=(-limit, limit), ylim=(-limit, limit))
-            axis.set(xticks=[], yticks=[])
     figure.savefig(path, dpi=80)
     plt.close(figure)
 

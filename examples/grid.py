@@ -28,13 +28,13 @@ import pyro
 import pyro.distributions as dist
 import torch
 from _kept import kept
+from _modes import score
 from _schedules import conditional_std, rate_factor
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
 from pyro_sig import datasets
 from pyro_sig.adversarial import GAN, objectives, penalties
-from pyro_sig.diagnostics import mode_coverage
 from pyro_sig.distributions import Implicit, SemiImplicit
 from pyro_sig.infer import no_guide, train
 from pyro_sig.nn import MLP
@@ -224,14 +224,7 @@ def run(method: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
         seconds = time.perf_counter() - start
         with torch.no_grad():
             x = sample((NUM_SAMPLES,))
-        coverage = mode_coverage(x, toy.modes, toy.mode_std)
-        return {
-            "modes": int(coverage.captured),
-            "hq": float(coverage.high_quality),
-            "kl": float(coverage.kl),
-            "seconds": seconds,
-            "samples": x[:5000].cpu().clone(),
-        }
+        return {**score(x, toy), "seconds": seconds, "samples": x[:5000].cpu().clone()}
 
     return kept(args.out / "cache" / f"{method}-{seed}.pt", settings, fit)
 

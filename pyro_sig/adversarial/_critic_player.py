@@ -67,8 +67,7 @@ class CriticPlayer:
         self.penalties = tuple(penalties)
         self._check_optim()
         self._row_wise = not conditional and is_row_wise(critic)
-        # Where values are leaves of the graph, only the critic's gradients are wanted.
-        self._reaches_others = bool(self.penalties)
+        self._points = gradient_points(self.penalties)
         self._trained = [p for p in critic.parameters() if p.requires_grad]
         self._storages = {_storage(p) for p in critic.parameters()}
         self._warn()
@@ -143,7 +142,7 @@ class CriticPlayer:
         :return: a scalar.
         """
         self._check_pairs(real, fake)
-        where = gradient_points(self.penalties)
+        where = self._points
         if not where:
             return self.objective.critic_loss(*self._both_scores(score, real, fake))
         if "real" in where:
@@ -191,7 +190,8 @@ class CriticPlayer:
         """
         for param in self._trained:
             param.grad = None
-        loss.backward(inputs=self._trained if self._reaches_others else None)
+        # Where penalties make leaves of the values, these want no gradient.
+        loss.backward(inputs=self._trained if self._points else None)
         self.optim.step()
         for penalty in self.penalties:
             penalty.constrain(self.critic)

@@ -117,9 +117,7 @@ class ElboTerm:
         if weight != math.inf:
             of_adversary = torch.autograd.grad(adversarial, params, allow_unused=True)
             factor = (
-                weight.update_tensor(of_adversary, of_bound)
-                if isinstance(weight, Balance)
-                else weight
+                weight.update(of_adversary, of_bound) if isinstance(weight, Balance) else weight
             )
         for param, a, b in zip(params, of_adversary, of_bound, strict=True):
             if b is not None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer.util import zero_grads
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -81,9 +80,7 @@ class ProgramPlayer:
     def step(self) -> None:
         """Takes a step by the gradients that the parameters have, and averages."""
         if isinstance(self.optim, PyroOptim):
-            params = [p for p in self.params.values() if p.grad is not None]
-            self.optim(params)
-            zero_grads(params)
+            self.optim([p for p in self.params.values() if p.grad is not None])
         else:
             self.optim.step()
         self.zero_grad()

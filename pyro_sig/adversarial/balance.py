@@ -35,7 +35,7 @@ class Balance:
 
         >>> balance = Balance(ratio=2.0)
         >>> balance.update([torch.tensor([3.0, 4.0])], [torch.tensor([0.0, 10.0])])
-        1.0
+        tensor(1.)
     """
 
     def __init__(self, ratio: float = 1.0, decay: float = 0.99) -> None:
@@ -63,23 +63,13 @@ class Balance:
         tiny = torch.finfo(self._bound.dtype).tiny
         return self.ratio * self._adversarial / self._bound.clamp_min(tiny)
 
-    def update(self, adversarial: Sequence[Tensor | None], bound: Sequence[Tensor | None]) -> float:
+    def update(
+        self, adversarial: Sequence[Tensor | None], bound: Sequence[Tensor | None]
+    ) -> Tensor:
         """Takes in the gradients of a step and returns the weight.
 
         :param adversarial: gradients of the adversarial loss, one for each parameter or None.
         :param bound: gradients of the evidence bound, of the same parameters.
-        :return: the weight.
-        :raises ValueError: if no parameter has both.
-        """
-        return float(self.update_tensor(adversarial, bound))
-
-    def update_tensor(
-        self, adversarial: Sequence[Tensor | None], bound: Sequence[Tensor | None]
-    ) -> Tensor:
-        """Does the same as :meth:`update` without waiting for the device.
-
-        :param adversarial: gradients of the adversarial loss.
-        :param bound: gradients of the evidence bound.
         :return: the weight, a scalar.
         :raises ValueError: if no parameter has both.
         """

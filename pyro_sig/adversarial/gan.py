@@ -19,7 +19,7 @@ from pyro_sig.adversarial._runs import Draw, Runs
 from pyro_sig.adversarial._tap import modules_run
 from pyro_sig.adversarial.balance import Balance
 from pyro_sig.adversarial.objectives import NonSaturating, Objective
-from pyro_sig.adversarial.penalties import Penalty
+from pyro_sig.adversarial.penalties import Penalty, gradient_points
 from pyro_sig.adversarial.views import Value, as_parts
 
 __all__ = ["GAN"]
@@ -346,7 +346,7 @@ class GAN:
     def _check_precision(self) -> None:
         if self.autocast is not None and not isinstance(self.autocast, torch.dtype):
             raise ValueError(f"`autocast` must be a torch dtype or None, was {self.autocast!r}")
-        doubled = self.unroll or any(penalty.where is not None for penalty in self.penalties)
+        doubled = self.unroll or gradient_points(self.penalties)
         if self.compile_networks and doubled:
             raise ValueError(
                 "`compile_networks` must be False with `unroll` or with penalties that take a "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 
@@ -139,12 +140,8 @@ class FDivergence(Objective):
 
     @property
     def _row(self) -> Divergence:
-        # Looked up each time: functions kept in the instance would not pickle.
-        entry = DIVERGENCES[self.name]
-        if isinstance(entry, Divergence):
-            return entry
-        given = {"alpha": self.alpha, "pi": self.pi}
-        return entry(**{name: given[name] for name in inspect.signature(entry).parameters})
+        # Not kept in the instance: functions would not pickle.
+        return _find_row(self.name, self.alpha, self.pi)
 
     def _critic_loss(self, real: Tensor, fake: Tensor) -> Tensor:
         row = self._row
@@ -154,3 +151,12 @@ class FDivergence(Objective):
         if self.heuristic:
             return -self.activation(fake).mean()
         return -self.fused_conjugate(fake).mean()
+
+
+@functools.cache
+def _find_row(name: str, alpha: float | None, pi: float | None) -> Divergence:
+    entry = DIVERGENCES[name]
+    if isinstance(entry, Divergence):
+        return entry
+    given = {"alpha": alpha, "pi": pi}
+    return entry(**{needed: given[needed] for needed in inspect.signature(entry).parameters})

@@ -9,7 +9,18 @@ from pyro_sig.adversarial.penalties.penalty import Penalty, check_number
 __all__ = ["R1", "R2"]
 
 
-class R1(Penalty):
+class _ZeroCentred(Penalty):
+    """Half of gamma times the mean square of the gradient, wherever a subclass takes it."""
+
+    def __init__(self, gamma: float) -> None:
+        self.gamma = check_number("gamma", gamma)
+
+    def value(self, squared_norm: Tensor) -> Tensor:
+        """Return half of gamma times the mean of `squared_norm`, shape ``[N]``."""
+        return self.gamma / 2 * squared_norm.mean()
+
+
+class R1(_ZeroCentred):
     r"""Penalises the critic's gradient at the data.
 
     .. math::
@@ -39,15 +50,8 @@ class R1(Penalty):
 
     where = "real"
 
-    def __init__(self, gamma: float) -> None:
-        self.gamma = check_number("gamma", gamma)
 
-    def value(self, squared_norm: Tensor) -> Tensor:
-        """Return half of gamma times the mean of `squared_norm`, shape ``[N]``."""
-        return self.gamma / 2 * squared_norm.mean()
-
-
-class R2(Penalty):
+class R2(_ZeroCentred):
     r"""Penalises the critic's gradient at the generator's samples.
 
     .. math::
@@ -71,10 +75,3 @@ class R2(Penalty):
     """
 
     where = "fake"
-
-    def __init__(self, gamma: float) -> None:
-        self.gamma = check_number("gamma", gamma)
-
-    def value(self, squared_norm: Tensor) -> Tensor:
-        """Return half of gamma times the mean of `squared_norm`, shape ``[N]``."""
-        return self.gamma / 2 * squared_norm.mean()
