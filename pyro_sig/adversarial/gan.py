@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -17,6 +16,7 @@ from pyro_sig.adversarial._elbo_term import ElboTerm, Weight
 from pyro_sig.adversarial._program_player import ProgramPlayer
 from pyro_sig.adversarial._runs import Draw, Runs
 from pyro_sig.adversarial._tap import modules_run
+from pyro_sig.adversarial._trainer import Stateful, Trainer, check_integer
 from pyro_sig.adversarial.balance import Balance
 from pyro_sig.adversarial.objectives import NonSaturating, Objective
 from pyro_sig.adversarial.penalties import Penalty, gradient_points
@@ -25,7 +25,7 @@ from pyro_sig.adversarial.views import Value, as_parts
 __all__ = ["GAN"]
 
 
-class GAN:
+class GAN(Trainer):
     r"""Trains a program that can only be sampled against a critic that tells its draws from data.
 
     .. math::
@@ -128,12 +128,13 @@ class GAN:
         for name, program in (("model", model), ("guide", guide), ("view", view)):
             if not callable(program) and (program is not None or name == "model"):
                 raise ValueError(f"`{name}` must be callable, was {type(program).__name__}")
+        super().__init__()
         objective = NonSaturating() if objective is None else objective
         self._program = ProgramPlayer(optim, ema)
         self._critic = CriticPlayer(critic, critic_optim, objective, penalties, bool(conditional))  # type: ignore[arg-type]
         self.conditional = conditional
-        self.critic_steps = _integer("critic_steps", critic_steps, least=1)
-        self.unroll = _integer("unroll", unroll, least=0)
+        self.critic_steps = check_integer("critic_steps", critic_steps, least=1)
+        self.unroll = check_integer("unroll", unroll, least=0)
         self._term: ElboTerm | None = None
         if elbo is not None:
             self._term = ElboTerm(elbo, elbo_weight, guide)
@@ -142,11 +143,8 @@ class GAN:
                 raise ValueError(f"`{name}` must be None without an `elbo`, was {value!r}")
         self.autocast = autocast
         self.compile_networks = compile_networks
-        self.num_steps = 0
         self._check_precision()
         self._runs = Runs(model, view, self._term, self._precision)
-        self._prepared = False
-        self._waiting: Mapping[str, Any] | None = None
 
     @property
     def model(self) -> Callable[..., Any]:
@@ -353,10 +351,8 @@ class GAN:
                 "gradient: compiled networks cannot be differentiated twice"
             )
 
-    def _prepare(self, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _meet(self, args: tuple, kwargs: dict[str, Any]) -> None:
         """Runs model and guide once to find their sites, parameters and networks."""
-        if self._prepared:
-            return
         params, modules = self._runs.prepare(args, kwargs)
         self._program.meet(params, self._critic.owns)
         self._program.modules = modules
@@ -364,10 +360,6 @@ class GAN:
         if self.compile_networks:
             for module in (self.critic, *modules):
                 module.compile()
-        self._prepared = True
-        if self._waiting is not None:
-            waiting, self._waiting = self._waiting, None
-            self._restore(waiting)
 
     def _refuse_shared(self, modules: Sequence[nn.Module]) -> None:
         programs = [self.model] if self._term is None else [self.model, self._term.guide]
@@ -380,48 +372,9 @@ class GAN:
                         f"{type(module).__name__}"
                     )
 
-    # --------------------------------------------------------------------------------------- state
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns a copy of all that the next step depends on, but the random state.
-
-        :return: parameters and buffers of the program, the critic, both optimisers, the running
-            averages, the state of `elbo` and weight, and the number of steps.
-        """
-        if self._waiting is not None:
-            return copy.deepcopy(dict(self._waiting))
-        return {
-            "num_steps": self.num_steps,
-            "program": self._program.state_dict(),
-            "critic": self._critic.state_dict(),
-            "elbo": {} if self._term is None else self._term.state_dict(),
-        }
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restores what :meth:`state_dict` returned; before the first step it waits for it.
-
-        The first step of a new object finds the parameters first, without touching the random
-        state.
-
-        :param state_dict: the state.
-        :raises ValueError: if it is that of another program, now or in the first step.
-        """
-        expected = {"num_steps", "program", "critic", "elbo"}
-        if set(state_dict) != expected:
-            raise ValueError(
-                f"`state_dict` must hold {sorted(expected)}, held {sorted(state_dict)}"
-            )
-        if self._prepared:
-            self._restore(state_dict)
-        else:
-            self._waiting = copy.deepcopy(dict(state_dict))
-
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        self._program.load_state_dict(state["program"])
-        self._critic.load_state_dict(state["critic"])
-        if self._term is not None:
-            self._term.load_state_dict(state["elbo"])
-        self.num_steps = state["num_steps"]
+    def _parts(self) -> dict[str, Stateful]:
+        parts: dict[str, Stateful] = {"program": self._program, "critic": self._critic}
+        return parts if self._term is None else {**parts, "elbo": self._term}
 
     def __repr__(self) -> str:
         parts = [repr(self.objective), *map(repr, self.penalties)]
@@ -438,9 +391,3 @@ def _detach(value: Value) -> Value:
     if isinstance(value, tuple):
         return tuple(part.detach() for part in value)
     return value.detach()
-
-
-def _integer(name: str, value: int, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"`{name}` must be an integer of at least {least}, was {value!r}")
-    return value
