@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["DCGANCritic", "DCGANGenerator", "Encoder", "MLP"]
+__all__ = ["DCGANCritic", "DCGANGenerator", "Encoder", "Joint", "MLP"]
 
 Dtype = torch.dtype | None
 Device = torch.device | str | None
@@ -82,6 +82,35 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Evaluate the network at `x`, shape ``[*, in_features]`` to ``[*, out_features]``."""
         return self.head(self.features(x))
+
+
+class Joint(nn.Module):
+    r"""Feeds several values to a network as one row: a critic of data and latents.
+
+    .. math::
+
+        f(x, z) = \mathrm{net}([x, z])
+
+    :param torch.nn.Module net: maps rows of all features, flattened and in the order of the values.
+    :raises ValueError: if the values do not have the same number of rows.
+
+    Example::
+
+        >>> critic = Joint(MLP(6, [16], 1))
+        >>> critic(torch.randn(5, 2, 2), torch.randn(5, 2)).shape
+        torch.Size([5, 1])
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, *values: Tensor) -> Tensor:
+        """Evaluate the network at values of shapes ``[N, *]``."""
+        rows = [len(value) for value in values]
+        if len(set(rows)) != 1:
+            raise ValueError(f"`values` must have the same number of rows, had {rows}")
+        return self.net(torch.cat([value.flatten(1) for value in values], -1))
 
 
 class Encoder(nn.Module):

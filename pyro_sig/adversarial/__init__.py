@@ -2,19 +2,29 @@
 
 from pyro_sig.adversarial import objectives, penalties
 from pyro_sig.adversarial.balance import Balance
+from pyro_sig.adversarial.bigan import BiGAN
+from pyro_sig.adversarial.cyclegan import CycleGAN
 from pyro_sig.adversarial.features import critic_features
 from pyro_sig.adversarial.gan import GAN
+from pyro_sig.adversarial.image_pool import ImagePool
+from pyro_sig.adversarial.linear_decay import linear_decay
 from pyro_sig.adversarial.optimal_critic import optimal_critic
 from pyro_sig.adversarial.unrolling import unrolled
+from pyro_sig.adversarial.veegan import VEEGAN
 from pyro_sig.adversarial.views import ObservedView, PsiView, View
 
 __all__ = [
+    "CycleGAN",
     "GAN",
+    "VEEGAN",
+    "ImagePool",
     "Balance",
+    "BiGAN",
     "ObservedView",
     "PsiView",
     "View",
     "critic_features",
+    "linear_decay",
     "objectives",
     "optimal_critic",
     "penalties",

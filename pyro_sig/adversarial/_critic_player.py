@@ -23,7 +23,7 @@ from pyro_sig.adversarial.penalties import (
 from pyro_sig.adversarial.unrolling import unrolled
 from pyro_sig.adversarial.views import Value, as_parts
 
-__all__ = ["CriticPlayer", "Scorer"]
+__all__ = ["CriticPlayer", "Scorer", "check_critic"]
 
 # A critic as a function of what it sees, with one score for each unit.
 Scorer = Callable[..., Tensor]
@@ -48,7 +48,7 @@ class CriticPlayer:
         penalties: Sequence[Penalty],
         conditional: bool,
     ) -> None:
-        _check_critic(critic)
+        check_critic(critic)
         if not isinstance(objective, Objective):
             raise ValueError(
                 "`objective` must be an Objective such as objectives.NonSaturating(), was "
@@ -69,6 +69,7 @@ class CriticPlayer:
         self._row_wise = not conditional and is_row_wise(critic)
         self._points = gradient_points(self.penalties)
         self._trained = [p for p in critic.parameters() if p.requires_grad]
+        self._fits = False  # whether it has taken what it is shown
         self._storages = {_storage(p) for p in critic.parameters()}
         self._warn()
 
@@ -111,27 +112,52 @@ class CriticPlayer:
 
     # -------------------------------------------------------------------------------------- scores
 
-    def scorer(self, critic: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]) -> Scorer:
+    def scorer(
+        self,
+        critic: Callable[..., Any],
+        args: tuple,
+        kwargs: Mapping[str, Any],
+        name: str = "critic",
+    ) -> Scorer:
         """Makes a function of what the critic sees, with checked scores of shape ``[units]``.
 
         :param critic: the critic, or a function like it.
         :param args: arguments that follow the values.
         :param kwargs: keyword arguments.
+        :param str name: what messages call it.
         """
 
         def score(*parts: Tensor) -> Tensor:
-            scores = critic(*parts, *args, **kwargs)
+            scores = self._call(critic, parts, args, kwargs)
             n = len(parts[0])
             if not isinstance(scores, Tensor) or scores.shape not in ((n,), (n, 1)):
                 was = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
                 raise ValueError(
-                    f"`critic` must return scores of shape ({n},) or ({n}, 1) for values of shape "
+                    f"`{name}` must return scores of shape ({n},) or ({n}, 1) for values of shape "
                     f"{', '.join(str(tuple(part.shape)) for part in parts)}, but returned {was}"
                     + ("" if n > 1 else "; without a plate the whole data are one unit")
                 )
             return scores.reshape(n)
 
         return score
+
+    def _call(self, critic: Any, parts: tuple, args: tuple, kwargs: Mapping[str, Any]) -> Any:  # noqa: ANN401
+        if self._fits:
+            return critic(*parts, *args, **kwargs)
+        try:
+            scores = critic(*parts, *args, **kwargs)
+        except (RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            shapes = ", ".join(
+                str(tuple(p.shape)) if isinstance(p, Tensor) else repr(p) for p in (*parts, *args)
+            )
+            raise ValueError(
+                f"`critic` must take {len(parts) + len(args)} values of shape {shapes}, but "
+                f"raised: {error}"
+            ) from error
+        self._fits = True
+        return scores
 
     def loss(self, score: Scorer, real: Value, fake: Value) -> Tensor:
         """Computes what the critic minimises: its loss and the penalties.
@@ -144,7 +170,7 @@ class CriticPlayer:
         self._check_pairs(real, fake)
         where = self._points
         if not where:
-            return self.objective.critic_loss(*self._both_scores(score, real, fake))
+            return self.objective.critic_loss(*self.both_scores(score, real, fake))
         if "real" in where:
             real = _with_gradient(real)
         if "fake" in where:
@@ -157,7 +183,7 @@ class CriticPlayer:
         loss = self.objective.critic_loss(real_scores, fake_scores)
         return loss + penalize(score, self.penalties, real, fake, **shared)
 
-    def _both_scores(self, score: Scorer, real: Value, fake: Value) -> tuple[Tensor, Tensor]:
+    def both_scores(self, score: Scorer, real: Value, fake: Value) -> tuple[Tensor, Tensor]:
         """Scores data and draws, in one pass where rows do not meet: it is faster if small."""
         reals, fakes = as_parts(real), as_parts(fake)
         shapes = [[part.shape[1:] for part in parts] for parts in (reals, fakes)]
@@ -169,13 +195,15 @@ class CriticPlayer:
             return score(*reals), score(*fakes)
         return scores[: len(reals[0])], scores[len(reals[0]) :]
 
+    def pairs_rows(self) -> Objective | Penalty | None:
+        """Returns what needs as many draws as data, if anything does."""
+        pairing = [p for p in self.penalties if p.where == "interpolated"]
+        return self.objective if self.objective.paired else next(iter(pairing), None)
+
     def _check_pairs(self, real: Value, fake: Value) -> None:
         sizes = [len(as_parts(value)[0]) for value in (real, fake)]
-        if sizes[0] == sizes[1]:
-            return
-        pairing = [p for p in self.penalties if p.where == "interpolated"]
-        if self.objective.paired or pairing:
-            who = self.objective if self.objective.paired else pairing[0]
+        who = self.pairs_rows()
+        if sizes[0] != sizes[1] and who is not None:
             raise ValueError(
                 f"`view` must show as many draws as data where {who!r} pairs them, but showed "
                 f"{sizes[1]} and {sizes[0]}; if the draws are psi of the `elbo`, raise num_mixing"
@@ -235,13 +263,17 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _check_critic(critic: nn.Module) -> None:
+def check_critic(critic: nn.Module, name: str = "critic") -> None:
+    """Checks that a critic is a plain module with something to train.
+
+    :raises ValueError: if it is not.
+    """
     if not isinstance(critic, nn.Module):
-        raise ValueError(f"`critic` must be a torch module, was {type(critic).__name__}")
+        raise ValueError(f"`{name}` must be a torch module, was {type(critic).__name__}")
     if any(isinstance(module, PyroModule) for module in critic.modules()):
         raise ValueError(
-            "`critic` must be a plain torch module, was or held a PyroModule: Pyro keeps its "
+            f"`{name}` must be a plain torch module, was or held a PyroModule: Pyro keeps its "
             "parameters by name, where the model's may stand"
         )
     if not any(p.requires_grad for p in critic.parameters()):
-        raise ValueError("`critic` must have parameters that require a gradient, had none")
+        raise ValueError(f"`{name}` must have parameters that require a gradient, had none")

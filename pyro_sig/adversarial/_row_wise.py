@@ -5,12 +5,13 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules import activation, pooling
 
-from pyro_sig.nn import MLP, DCGANCritic
+from pyro_sig.nn import MLP, DCGANCritic, Joint
 
 __all__ = ["is_row_wise"]
 
 _ROW_WISE = {
     nn.Sequential,
+    nn.ModuleList,
     nn.Identity,
     nn.Flatten,
     nn.Linear,
@@ -19,6 +20,7 @@ _ROW_WISE = {
     nn.Conv3d,
     nn.LayerNorm,
     nn.GroupNorm,
+    Joint,
     MLP,
     DCGANCritic,
     *(getattr(activation, name) for name in activation.__all__),

@@ -41,6 +41,7 @@ class Draw(NamedTuple):
     params: dict[str, Tensor]
     bound: Tensor | float | None = None  # the negative ELBO of the whole data
     num_units: float = 1.0  # how many units that data have
+    weight: Any = None  # of the bound in this step
 
 
 class _SharedPsi(NamedTuple):

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-__all__ = ["Stateful", "Trainer", "check_integer"]
+__all__ = ["Stateful", "Trainer", "check_callable", "check_integer"]
 
 
 class Stateful(Protocol):
@@ -113,3 +113,12 @@ def check_integer(name: str, value: int, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"`{name}` must be an integer of at least {least}, was {value!r}")
     return value
+
+
+def check_callable(name: str, value: Any, optional: bool = False) -> None:  # noqa: ANN401
+    """Checks that something can be called, or is None where this will do.
+
+    :raises ValueError: if it is neither.
+    """
+    if not callable(value) and not (optional and value is None):
+        raise ValueError(f"`{name}` must be callable, was {type(value).__name__}")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,21 +10,18 @@ from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
-from pyro_sig.adversarial._critic_player import CriticPlayer, Scorer
 from pyro_sig.adversarial._elbo_term import ElboTerm, Weight
-from pyro_sig.adversarial._program_player import ProgramPlayer
+from pyro_sig.adversarial._game import Game
 from pyro_sig.adversarial._runs import Draw, Runs
-from pyro_sig.adversarial._tap import modules_run
-from pyro_sig.adversarial._trainer import Stateful, Trainer, check_integer
-from pyro_sig.adversarial.balance import Balance
-from pyro_sig.adversarial.objectives import NonSaturating, Objective
-from pyro_sig.adversarial.penalties import Penalty, gradient_points
-from pyro_sig.adversarial.views import Value, as_parts
+from pyro_sig.adversarial._trainer import Stateful, check_callable
+from pyro_sig.adversarial.objectives import Objective
+from pyro_sig.adversarial.penalties import Penalty
+from pyro_sig.adversarial.views import Value
 
 __all__ = ["GAN"]
 
 
-class GAN(Trainer):
+class GAN(Game):
     r"""Trains a program that can only be sampled against a critic that tells its draws from data.
 
     .. math::
@@ -126,24 +122,26 @@ class GAN(Trainer):
         compile_networks: bool = False,
     ) -> None:
         for name, program in (("model", model), ("guide", guide), ("view", view)):
-            if not callable(program) and (program is not None or name == "model"):
-                raise ValueError(f"`{name}` must be callable, was {type(program).__name__}")
-        super().__init__()
-        objective = NonSaturating() if objective is None else objective
-        self._program = ProgramPlayer(optim, ema)
-        self._critic = CriticPlayer(critic, critic_optim, objective, penalties, bool(conditional))  # type: ignore[arg-type]
-        self.conditional = conditional
-        self.critic_steps = check_integer("critic_steps", critic_steps, least=1)
-        self.unroll = check_integer("unroll", unroll, least=0)
+            check_callable(name, program, optional=name != "model")
+        super().__init__(
+            critic,
+            optim,
+            critic_optim,
+            objective,
+            penalties,
+            conditional=conditional,
+            critic_steps=critic_steps,
+            unroll=unroll,
+            ema=ema,
+            autocast=autocast,
+            compile_networks=compile_networks,
+        )
         self._term: ElboTerm | None = None
         if elbo is not None:
             self._term = ElboTerm(elbo, elbo_weight, guide)
         for name, value in (("elbo_weight", elbo_weight), ("guide", guide)):
             if elbo is None and value is not None:
                 raise ValueError(f"`{name}` must be None without an `elbo`, was {value!r}")
-        self.autocast = autocast
-        self.compile_networks = compile_networks
-        self._check_precision()
         self._runs = Runs(model, view, self._term, self._precision)
 
     @property
@@ -155,31 +153,6 @@ class GAN(Trainer):
     def view(self) -> Callable[[Any], tuple[Value, Value]] | None:
         """What the critic sees; None before the first step has found the default."""
         return self._runs.view
-
-    @property
-    def critic(self) -> nn.Module:
-        """The critic."""
-        return self._critic.critic
-
-    @property
-    def critic_optim(self) -> torch.optim.Optimizer:
-        """The optimiser of the critic."""
-        return self._critic.optim
-
-    @property
-    def optim(self) -> PyroOptim | torch.optim.Optimizer:
-        """The optimiser of the program."""
-        return self._program.optim
-
-    @property
-    def objective(self) -> Objective:
-        """The objective."""
-        return self._critic.objective
-
-    @property
-    def penalties(self) -> tuple[Penalty, ...]:
-        """The penalties."""
-        return self._critic.penalties
 
     @property
     def elbo(self) -> ELBO | None:
@@ -196,198 +169,42 @@ class GAN(Trainer):
         """Names of what :meth:`step` returns."""
         return ("critic", "generator") if self._term is None else ("critic", "generator", "elbo")
 
-    # -------------------------------------------------------------------------------------- a step
+    # ---------------------------------------------------------------------------------- the losses
 
-    def step(self, *args: Any, **kwargs: Any) -> tuple[float, ...]:  # noqa: ANN401
-        """Updates the critic, then the program.
-
-        :param args: arguments of the program.
-        :param kwargs: its keyword arguments.
-        :return: the loss of the critic with its penalties, the adversarial loss of the program
-            and, with an `elbo`, the negative ELBO of the whole data.
-        :raises ValueError: see :class:`GAN`.
-        """
-        self._prepare(args, kwargs)
-        self._program.zero_grad()  # what other losses have left
-        for _ in range(self.critic_steps - 1):
-            with torch.no_grad():
-                draw = self._runs.released(args, kwargs)
-            self._update_critic(draw, args, kwargs)
-        weight = None if self._term is None else self._term.weigh(self.num_steps)
-        draw = self._runs.draw(args, kwargs, bounded=weight is not None)
-        if self.unroll:  # from where the critic stands, through what it would learn
-            adversarial = self._unrolled_loss(draw, args, kwargs)
-            self._add_gradients(draw, adversarial, weight)
-            critic_loss = self._update_critic(draw, args, kwargs)
-        else:
-            critic_loss = self._update_critic(draw, args, kwargs)
-            adversarial = self._generator_loss(self.critic, draw, args, kwargs)
-            self._add_gradients(draw, adversarial, weight)
-        self._program.step()
-        self.num_steps += 1
-        losses = (critic_loss.item(), adversarial.item())
+    def _draw(self, args: tuple, kwargs: dict[str, Any]) -> Draw:
         if self._term is None:
-            return losses
+            return self._runs.draw(args, kwargs)
+        weight = self._term.weigh(self.num_steps)
+        draw = self._runs.draw(args, kwargs, bounded=weight is not None)
+        return draw._replace(weight=weight)
+
+    def _add_gradients(self, draw: Draw, adversarial: Tensor) -> None:
+        if self._term is None or draw.bound is None or draw.weight is None:
+            super()._add_gradients(draw, adversarial)
+            return
+        params = self._program.meet(draw.params, self._critic.owns)
+        self._term.write_gradients(params, adversarial, draw.bound, draw.num_units, draw.weight)
+
+    def _losses_beside(self, draw: Draw) -> tuple[float, ...]:
+        if self._term is None:
+            return ()
         if draw.bound is not None:
             bound = draw.bound
             self._term.last = bound.item() if isinstance(bound, Tensor) else bound
         assert self._term.last is not None
-        return *losses, self._term.last
+        return (self._term.last,)
 
-    @torch.no_grad()
-    def evaluate_loss(self, *args: Any, **kwargs: Any) -> tuple[float, ...]:  # noqa: ANN401
-        """Computes the losses of :meth:`step` without penalties; changes no tensor.
+    def _evaluate_beside(self, draw: Draw, args: tuple, kwargs: dict) -> tuple[float, ...]:
+        return () if self._term is None else (self._term.evaluate(self.model, args, kwargs),)
 
-        :param args: arguments of the program.
-        :param kwargs: its keyword arguments.
-        :return: losses as :meth:`step` returns them.
-        """
-        real, fake = self.scores(*args, **kwargs)
-        losses = (
-            self.objective.critic_loss(real, fake).item(),
-            self.objective.generator_loss(real, fake).item(),
-        )
-        if self._term is None:
-            return losses
-        with modules_run():
-            return *losses, self._term.evaluate(self.model, args, kwargs)
-
-    @torch.no_grad()
-    def scores(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-        """Scores data and draws, as an objective's ``estimate`` takes them.
-
-        :param args: arguments of the program.
-        :param kwargs: its keyword arguments.
-        :return: scores of the data and of the draws, each of shape ``[units]``.
-        """
-        real, fake = self.values(*args, **kwargs)
-        with modules_run(), self._precision():
-            score = self._scorer(self.critic, args, kwargs)
-            return score(*as_parts(real)), score(*as_parts(fake))
-
-    @torch.no_grad()
-    def values(self, *args: Any, **kwargs: Any) -> tuple[Value, Value]:  # noqa: ANN401
-        """Runs the program and returns what the critic sees.
-
-        :param args: arguments of the program.
-        :param kwargs: its keyword arguments.
-        :return: data and draws, each of shape ``[units, ...]`` or a tuple of such.
-        """
-        self._prepare(args, kwargs)
-        with modules_run():  # batch statistics stay as they are
-            draw = self._runs.released(args, kwargs)
-        return draw.real, draw.fake
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """Puts the running averages in place of the program's parameters, within a context.
-
-        :return: a context manager; the program is run inside of it.
-        :raises ValueError: without `ema`.
-        """
-        return self._program.averaged()
-
-    # ---------------------------------------------------------------------------------- the losses
-
-    def _scorer(self, critic: Callable[..., Any], args: tuple, kwargs: Mapping) -> Scorer:
-        if callable(self.conditional):
-            args, kwargs = as_parts(self.conditional(*args, **kwargs)), {}
-        elif not self.conditional:
-            args, kwargs = (), {}
-        return self._critic.scorer(critic, args, kwargs)
-
-    def _update_critic(self, draw: Draw, args: tuple, kwargs: Mapping) -> Tensor:
-        with self._precision():
-            score = self._scorer(self.critic, args, kwargs)
-            loss = self._critic.loss(score, _detach(draw.real), _detach(draw.fake))
-        self._critic.step(loss)
-        return loss
-
-    def _generator_loss(
-        self, critic: Callable[..., Any], draw: Draw, args: tuple, kwargs: Mapping
-    ) -> Tensor:
-        with self._precision():
-            score = self._scorer(critic, args, kwargs)
-            real = None
-            if self.objective.uses_real:
-                # Only a critic that is unrolled has learnt from the draws of this step.
-                with torch.set_grad_enabled(self.unroll > 0):
-                    real = score(*as_parts(draw.real))
-            return self.objective.generator_loss(real, score(*as_parts(draw.fake)))
-
-    def _unrolled_loss(self, draw: Draw, args: tuple, kwargs: Mapping) -> Tensor:
-        def loss(critic: Callable[..., Tensor]) -> Tensor:
-            score = self._scorer(critic, args, kwargs)
-            return self._critic.loss(score, draw.real, draw.fake)
-
-        with self._precision():
-            ahead = self._critic.ahead(self.unroll, loss)
-        return self._generator_loss(ahead, draw, args, kwargs)
-
-    def _add_gradients(
-        self, draw: Draw, adversarial: Tensor, weight: float | Balance | None
-    ) -> None:
-        """Writes the gradient of the program's loss."""
-        params = self._program.meet(draw.params, self._critic.owns)
-        if self._term is None or draw.bound is None or weight is None:
-            adversarial.backward(inputs=params)
-        else:
-            self._term.write_gradients(params, adversarial, draw.bound, draw.num_units, weight)
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self.autocast is None:
-            return nullcontext()
-        device = next(self.critic.parameters()).device
-        return torch.autocast(device.type, dtype=self.autocast)
-
-    # ------------------------------------------------------------------------------ the first step
-
-    def _check_precision(self) -> None:
-        if self.autocast is not None and not isinstance(self.autocast, torch.dtype):
-            raise ValueError(f"`autocast` must be a torch dtype or None, was {self.autocast!r}")
-        doubled = self.unroll or gradient_points(self.penalties)
-        if self.compile_networks and doubled:
-            raise ValueError(
-                "`compile_networks` must be False with `unroll` or with penalties that take a "
-                "gradient: compiled networks cannot be differentiated twice"
-            )
-
-    def _meet(self, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Runs model and guide once to find their sites, parameters and networks."""
-        params, modules = self._runs.prepare(args, kwargs)
-        self._program.meet(params, self._critic.owns)
-        self._program.modules = modules
-        self._refuse_shared(modules)
-        if self.compile_networks:
-            for module in (self.critic, *modules):
-                module.compile()
-
-    def _refuse_shared(self, modules: Sequence[nn.Module]) -> None:
-        programs = [self.model] if self._term is None else [self.model, self._term.guide]
-        own = [m for m in programs if isinstance(m, nn.Module)]
-        for module in (*modules, *own):
-            for name, param in module.named_parameters():
-                if self._critic.owns(param):
-                    raise ValueError(
-                        f"`critic` must share no tensor with the model, but shared {name!r} of a "
-                        f"{type(module).__name__}"
-                    )
+    def _programs(self) -> list[Callable[..., Any]]:
+        return [self.model] if self._term is None else [self.model, self._term.guide]
 
     def _parts(self) -> dict[str, Stateful]:
-        parts: dict[str, Stateful] = {"program": self._program, "critic": self._critic}
-        return parts if self._term is None else {**parts, "elbo": self._term}
+        return super()._parts() if self._term is None else {**super()._parts(), "elbo": self._term}
 
-    def __repr__(self) -> str:
-        parts = [repr(self.objective), *map(repr, self.penalties)]
-        for name, default in (("critic_steps", 1), ("unroll", 0), ("elbo_weight", None)):
-            value = getattr(self, name)
-            if value != default:
-                parts.append(f"{name}={value!r}")
-        if self._term is not None:
-            parts.insert(1, f"elbo={type(self._term.elbo).__name__}")
-        return f"{type(self).__name__}({', '.join(parts)})"
-
-
-def _detach(value: Value) -> Value:
-    if isinstance(value, tuple):
-        return tuple(part.detach() for part in value)
-    return value.detach()
+    def _options(self) -> list[str]:
+        if self._term is None:
+            return super()._options()
+        elbo = f"elbo={type(self._term.elbo).__name__}"
+        return [elbo, *super()._options(), f"elbo_weight={self.elbo_weight!r}"]

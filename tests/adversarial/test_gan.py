@@ -402,12 +402,12 @@ def test_balance_keeps_the_gradients_in_proportion():
     gan.values(x)
     draw = gan._runs.draw((x,), {})
     params = list(gan._program.params.values())
-    loss = gan._generator_loss(gan.critic, draw, (x,), {})
+    loss = gan._program_loss(gan.critic, draw, (x,), {})
     sides = [
         torch.autograd.grad(value, params, retain_graph=True) for value in (loss, draw.bound / 6)
     ]
     norms = [torch.cat([g.flatten() for g in side]).norm() for side in sides]
-    gan._add_gradients(draw, loss, gan.elbo_weight)
+    gan._add_gradients(draw._replace(weight=gan.elbo_weight), loss)
     assert gan.elbo_weight.weight == pytest.approx(float(norms[0] / norms[1]), rel=1e-5)
     for param, a, b in zip(params, *sides, strict=True):
         assert torch.allclose(param.grad, a + b * norms[0] / norms[1], rtol=1e-4, atol=1e-6)

@@ -121,9 +121,8 @@ def test_no_gradient_is_left_on_the_other_player(make):
     left = [p for p in pyro.get_param_store()._params.values() if p.grad is not None]
     assert not left
     before = [p.grad.clone() for p in gan.critic.parameters()]
-    draw = gan._runs.draw((x,), {})
-    weight = None if gan._term is None else gan._term.weigh(1)
-    gan._add_gradients(draw, gan._generator_loss(gan.critic, draw, (x,), {}), weight)
+    draw = gan._draw((x,), {})
+    gan._add_gradients(draw, gan._program_loss(gan.critic, draw, (x,), {}))
     after = [p.grad for p in gan.critic.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 

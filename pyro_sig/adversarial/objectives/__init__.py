@@ -7,6 +7,7 @@ from pyro_sig.adversarial.objectives.cross_entropy import (
     MaximumLikelihood,
     Minimax,
     NonSaturating,
+    ReverseKL,
 )
 from pyro_sig.adversarial.objectives.f_divergence import FDivergence
 from pyro_sig.adversarial.objectives.hinge import Hinge
@@ -24,5 +25,6 @@ __all__ = [
     "NonSaturating",
     "Objective",
     "Relativistic",
+    "ReverseKL",
     "Wasserstein",
 ]

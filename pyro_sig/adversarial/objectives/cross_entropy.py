@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from pyro_sig.adversarial.objectives.objective import Objective
 
-__all__ = ["MaximumLikelihood", "Minimax", "NonSaturating"]
+__all__ = ["MaximumLikelihood", "Minimax", "NonSaturating", "ReverseKL"]
 
 
 class Minimax(Objective):
@@ -50,6 +50,9 @@ class Minimax(Objective):
     def _generator_loss(self, real: Tensor | None, fake: Tensor) -> Tensor:
         return logsigmoid(-fake).mean()
 
+    def _joint_loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        return -self._critic_loss(real, fake)
+
 
 class NonSaturating(Minimax):
     r"""The critic of the first GAN with a generator that gets its labels flipped.
@@ -73,6 +76,9 @@ class NonSaturating(Minimax):
 
     def _generator_loss(self, real: Tensor | None, fake: Tensor) -> Tensor:
         return -logsigmoid(fake).mean()
+
+    def _joint_loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        return self._critic_loss(fake, real)
 
 
 class MaximumLikelihood(Minimax):
@@ -114,3 +120,37 @@ class MaximumLikelihood(Minimax):
         capped = fake.clamp(max=self.max_score)
         excess = torch.relu(fake - self.max_score)
         return -(capped.exp() * (1 + excess)).mean()
+
+    def _joint_loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        # KL of the data's joint law from the model's: the data's side moves along the log ratio.
+        return self._generator_loss(None, fake) + real.mean()
+
+
+class ReverseKL(Minimax):
+    r"""The critic of the first GAN with a generator that minimises the raw score.
+
+    .. math::
+        L_D = E\,\mathrm{sp}(-D(x)) + E\,\mathrm{sp}(D(G)), \qquad L_G = -E\,D(G)
+
+    With the best critic the score is the log ratio w of data to model, and the loss is
+    :math:`\mathrm{KL}(\text{model} \,\|\, \text{data})`, gradient included. VEEGAN and adversarial
+    variational Bayes are made of it. The divergence prefers draws that are likely to draws that
+    are everywhere.
+
+    :raises ValueError: from a loss, for empty or not floating point scores.
+
+    Source: Srivastava et al., "VEEGAN", 2017, https://arxiv.org/abs/1705.07761, equation (6);
+    Mescheder, Nowozin and Geiger, "Adversarial Variational Bayes", 2017,
+    https://arxiv.org/abs/1701.04722, equation (3.8).
+
+    Example::
+
+        >>> ReverseKL().generator_loss(None, torch.tensor([-9.0, 1.0]))
+        tensor(4.)
+    """
+
+    def _generator_loss(self, real: Tensor | None, fake: Tensor) -> Tensor:
+        return -fake.mean()
+
+    def _joint_loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        return real.mean() - fake.mean()

@@ -152,6 +152,10 @@ class FDivergence(Objective):
             return -self.activation(fake).mean()
         return -self.fused_conjugate(fake).mean()
 
+    def _joint_loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        # The estimate itself; with the heuristic, its second term in the generator's other form.
+        return self.activation(real).mean() + self._generator_loss(None, fake)
+
 
 @functools.cache
 def _find_row(name: str, alpha: float | None, pi: float | None) -> Divergence:

@@ -40,3 +40,6 @@ class Hinge(Objective):
 
     def _generator_loss(self, real: Tensor | None, fake: Tensor) -> Tensor:
         return -fake.mean()
+
+    def _joint_loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        return real.mean() - fake.mean()

@@ -24,8 +24,8 @@ class Objective(ABC):
     least that type.
 
     A subclass writes ``_critic_loss(real, fake)``, ``_generator_loss(real, fake)`` and
-    :meth:`optimal_score`, keeps the arguments of its constructor under their names (``repr``
-    shows them), and overrides these where they are true:
+    :meth:`optimal_score`, may write ``_joint_loss(real, fake)``, keeps the arguments of its
+    constructor under their names (``repr`` shows them), and overrides these where they are true:
 
     - ``paired``: real and fake scores are paired by row, so that their shapes must be equal.
     - ``uses_real``: the generator's loss reads the real scores.
@@ -85,6 +85,21 @@ class Objective(ABC):
         self._check_pairs(real, fake)
         return self._generator_loss(real, fake)
 
+    def joint_loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Return what generator and encoder minimise together, where both sides move.
+
+        The players of a :class:`~pyro_sig.adversarial.BiGAN` make the fakes (draws with their
+        noise) as well as the reals (data with their code): both get their labels flipped.
+
+        :param torch.Tensor real: scores of data with codes.
+        :param torch.Tensor fake: scores of draws with noise.
+        :return: a scalar; unless overridden the critic's loss with its arguments swapped.
+        :raises ValueError: as :meth:`critic_loss`.
+        """
+        real, fake = _scores("real", real), _scores("fake", fake)
+        self._check_pairs(real, fake)
+        return self._joint_loss(real, fake)
+
     @abstractmethod
     def optimal_score(self, log_ratio: Tensor) -> Tensor:
         r"""Return the score that minimises the critic's loss where the densities are known.
@@ -99,6 +114,9 @@ class Objective(ABC):
 
     @abstractmethod
     def _generator_loss(self, real: Tensor | None, fake: Tensor) -> Tensor: ...
+
+    def _joint_loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        return self._critic_loss(fake, real)
 
     def _check_pairs(self, real: Tensor, fake: Tensor) -> None:
         if self.paired and real.shape != fake.shape:

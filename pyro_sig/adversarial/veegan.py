@@ -1,0 +1,196 @@
+r"""A model against a critic of pairs, and a reconstructor that inverts it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro.distributions import Delta
+from pyro.optim import PyroOptim
+from torch import Tensor, nn
+from torch.distributions import Independent
+
+from pyro_sig.adversarial._game import Game
+from pyro_sig.adversarial._joint_runs import JointDraw
+from pyro_sig.adversarial._substitute import substitutes, with_draws
+from pyro_sig.adversarial._tap import Tap
+from pyro_sig.adversarial.bigan import BiGAN
+from pyro_sig.adversarial.objectives import Objective, ReverseKL
+from pyro_sig.adversarial.penalties import Penalty
+from pyro_sig.adversarial.penalties.penalty import check_number
+from pyro_sig.adversarial.views import Value
+
+__all__ = ["VEEGAN"]
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+
+class VEEGAN(BiGAN):
+    r"""Trains a generator against a critic of pairs, with a reconstructor that inverts it.
+
+    .. math::
+        \min_D \; \mathcal{L}_D\big(D(x, \hat z), D(\tilde x, z)\big), \qquad
+        \min_\theta \; \mathcal{L}_G\big(D(\tilde x, z)\big)
+        + \lambda E\, d_\phi(z, \tilde x), \qquad
+        \min_\phi \; E\, d_\phi(z, \tilde x)
+
+    with draws :math:`(z, \tilde x) \sim p_\theta` and codes of the data
+    :math:`\hat z \sim q_\phi(z \mid x)`. A generator that leaves modes out is told so: the
+    reconstructor maps the data of these modes to no law like that of the noise. It learns from the
+    draws alone, not from the critic.
+
+    The distance :math:`d_\phi` is between the noise and the guide's reconstruction of it: the
+    squared error where the guide computes its site, ``dist.Delta(net(x), event_dim=1)``, and
+    :math:`-\log q_\phi(z \mid \tilde x)` where it draws it.
+
+    :param model: a Pyro program with latent sites and an observed one, in plates whose rows are
+        independent; it has to observe its arguments themselves, in whose place the guide gets the
+        draws.
+    :param guide: the reconstructor, a program with the same arguments and latent sites.
+    :param critic: see :class:`~pyro_sig.adversarial.BiGAN`, as the arguments not named here.
+    :param objective: one of :mod:`pyro_sig.adversarial.objectives`, by default
+        :class:`~pyro_sig.adversarial.objectives.ReverseKL`: the raw score, as in the paper.
+    :param float weight: the :math:`\lambda`, 1 in the paper.
+    :param distance: ``distance(z, reconstructed)`` with tensors of shape ``[*plates, *event]``,
+        in place of the two above: to a tensor whose mean counts. A guide without a density needs
+        one.
+    :raises ValueError: see :class:`~pyro_sig.adversarial.BiGAN`; also if the data are not
+        arguments, or if a site of the guide has neither a density nor a value that is computed.
+
+    **Source:** Srivastava et al., *VEEGAN: Reducing Mode Collapse in GANs using Implicit
+    Variational Learning* (2017), eq. 3 to 6 and algorithm 1.
+
+    Example::
+
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyro_sig.nn import MLP, Joint
+        >>> decoder, encoder = torch.nn.Linear(1, 2), torch.nn.Linear(2, 1)
+        >>> def model(x):
+        ...     pyro.module("decoder", decoder)
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(decoder(z), 0.1).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     pyro.module("encoder", encoder)
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Delta(encoder(x), event_dim=1))
+        >>> critic = Joint(MLP(3, [8], 1))
+        >>> critic_optim = torch.optim.Adam(critic.parameters(), lr=1e-3)
+        >>> veegan = VEEGAN(model, guide, critic, pyro.optim.Adam({"lr": 1e-3}), critic_optim)
+        >>> critic_loss, generator_loss, distance = veegan.step(torch.randn(64, 2))
+    """
+
+    loss_names = ("critic", "generator", "reconstruction")
+    _encoder_plays = False
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        critic: nn.Module,
+        optim: PyroOptim | torch.optim.Optimizer,
+        critic_optim: torch.optim.Optimizer,
+        objective: Objective | None = None,
+        penalties: Penalty | Sequence[Penalty] = (),
+        *,
+        weight: float = 1.0,
+        distance: Distance | None = None,
+        latents: Sequence[str] | None = None,
+        conditional: bool | Callable[..., Value] = False,
+        critic_steps: int = 1,
+        unroll: int = 0,
+        ema: float | None = None,
+        autocast: torch.dtype | None = None,
+        compile_networks: bool = False,
+    ) -> None:
+        super().__init__(
+            model,
+            guide,
+            critic,
+            optim,
+            critic_optim,
+            ReverseKL() if objective is None else objective,
+            penalties,
+            latents=latents,
+            conditional=conditional,
+            critic_steps=critic_steps,
+            unroll=unroll,
+            ema=ema,
+            autocast=autocast,
+            compile_networks=compile_networks,
+        )
+        self.weight = check_number("weight", weight)
+        self.distance = distance
+        self._last = 0.0
+
+    def _program_loss(
+        self,
+        critic: Callable[..., Any],
+        draw: Any,  # noqa: ANN401
+        args: tuple,
+        kwargs: Mapping,
+    ) -> Tensor:
+        # The generator alone plays: the codes are the reconstructor's, which only reconstructs.
+        return Game._program_loss(self, critic, draw, args, kwargs)
+
+    def _add_gradients(self, draw: JointDraw, adversarial: Tensor) -> None:
+        reconstruction, params = self._reconstruct(draw)
+        loss = adversarial + self.weight * reconstruction
+        players = self._program.meet({**draw.params, **params}, self._critic.owns)
+        loss.backward(inputs=players)
+        self._last = reconstruction.item()
+
+    def _reconstruct(self, draw: JointDraw) -> tuple[Tensor, dict[str, Tensor]]:
+        """Runs the guide at the draws; returns the mean distance over units."""
+        args, kwargs = with_draws(draw.args, draw.kwargs, substitutes(draw.model))
+        noise = {name: draw.model.nodes[name]["value"] for name in self.latents or ()}
+        scored = _Scored(noise if self.distance is None else {})
+        with scored, self._precision():
+            self.guide(*args, **kwargs)
+        num_units = len(draw.fake[0])
+        total: Any = 0.0
+        for name, z in noise.items():
+            site = scored.nodes[name]
+            if self.distance is not None:
+                total = total + self.distance(z, site["value"]).mean()
+                continue
+            law = site["fn"]
+            if (code := _computed(law)) is not None:
+                total = total + (z - code).square().sum() / num_units
+                continue
+            try:
+                total = total - law.log_prob(z).sum() / num_units
+            except NotImplementedError as error:
+                raise ValueError(
+                    f"`distance` must be given where the guide has no density, as at {name!r} of "
+                    f"{type(law).__name__}, was None"
+                ) from error
+        return total, scored.params
+
+    def _losses_beside(self, draw: JointDraw) -> tuple[float, ...]:
+        return (self._last,)
+
+    def _evaluate_beside(self, draw: JointDraw, args: tuple, kwargs: dict) -> tuple[float, ...]:
+        return (self._reconstruct(draw)[0].item(),)
+
+
+class _Scored(Tap):
+    """A run of the guide whose latents have given values, so that nothing is drawn for them."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self._values:
+            msg["value"] = self._values[msg["name"]]
+            msg["done"] = True
+
+
+def _computed(law: Any) -> Tensor | None:  # noqa: ANN401
+    """Returns the value that a law always has, None for a law that is random."""
+    while isinstance(law, Independent):
+        law = law.base_dist
+    return law.v if isinstance(law, Delta) else None
