@@ -7,6 +7,7 @@ from pyro_sig.adversarial.cyclegan import CycleGAN
 from pyro_sig.adversarial.features import critic_features
 from pyro_sig.adversarial.gan import GAN
 from pyro_sig.adversarial.image_pool import ImagePool
+from pyro_sig.adversarial.lbt import LBT
 from pyro_sig.adversarial.linear_decay import linear_decay
 from pyro_sig.adversarial.optimal_critic import optimal_critic
 from pyro_sig.adversarial.unrolling import unrolled
@@ -16,6 +17,7 @@ from pyro_sig.adversarial.views import ObservedView, PsiView, View
 __all__ = [
     "CycleGAN",
     "GAN",
+    "LBT",
     "VEEGAN",
     "ImagePool",
     "Balance",

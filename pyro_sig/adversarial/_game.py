@@ -98,6 +98,13 @@ class Game(Trainer):
         """
         self._prepare(args, kwargs)
         self._program.zero_grad()  # what other losses have left
+        losses = self._play(args, kwargs)
+        self._program.step()
+        self.num_steps += 1
+        return losses
+
+    def _play(self, args: tuple, kwargs: dict[str, Any]) -> tuple[float, ...]:
+        """Updates the critic and writes the gradients of the programs; returns the losses."""
         for _ in range(self.critic_steps - 1):
             with torch.no_grad():
                 draw = self._runs.released(args, kwargs)
@@ -111,8 +118,6 @@ class Game(Trainer):
             critic_loss = self._update_critic(draw, args, kwargs)
             adversarial = self._program_loss(self.critic, draw, args, kwargs)
             self._add_gradients(draw, adversarial)
-        self._program.step()
-        self.num_steps += 1
         return critic_loss.item(), adversarial.item(), *self._losses_beside(draw)
 
     @torch.no_grad()
