@@ -13,6 +13,9 @@ FOLDER = ROOT / "examples"
 
 # Flags beside the common ones, for each script.
 EXAMPLES: dict[str, list[str]] = {
+    "bigan_digits.py": [],
+    "cyclegan.py": [],
+    "avb_banana.py": ["--quiet"],
     "demo.py": [],
     "dirac_gan.py": [],
     "empirical_bayes.py": [],

@@ -1,6 +1,7 @@
 """Adversarial trainers of Pyro programs, from objectives, penalties and views that compose."""
 
 from pyro_sig.adversarial import objectives, penalties
+from pyro_sig.adversarial.avb import AVB
 from pyro_sig.adversarial.balance import Balance
 from pyro_sig.adversarial.bigan import BiGAN
 from pyro_sig.adversarial.cyclegan import CycleGAN
@@ -15,13 +16,14 @@ from pyro_sig.adversarial.veegan import VEEGAN
 from pyro_sig.adversarial.views import ObservedView, PsiView, View
 
 __all__ = [
-    "CycleGAN",
+    "AVB",
     "GAN",
     "LBT",
     "VEEGAN",
-    "ImagePool",
     "Balance",
     "BiGAN",
+    "CycleGAN",
+    "ImagePool",
     "ObservedView",
     "PsiView",
     "View",

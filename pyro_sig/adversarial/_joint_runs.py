@@ -7,16 +7,30 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyro_sig._random_state import preserved_random_state
-from pyro_sig.adversarial._tap import ReleasedRun, Tap, modules_run
-from pyro_sig.adversarial._units import Run, finish_rows, observed_sites, unit_mask, unit_rows
+from pyro_sig.adversarial._tap import Given, ReleasedRun, Tap, modules_run
+from pyro_sig.adversarial._units import (
+    Run,
+    finish_rows,
+    observed_sites,
+    unit_mask,
+    unit_rows,
+    whole_units,
+)
 from pyro_sig.adversarial.views import ObservedView, Value, as_parts, as_value
 
-__all__ = ["JointDraw", "JointRuns", "SameRows", "latent_sites"]
+__all__ = [
+    "JointDraw",
+    "JointRuns",
+    "check_codes",
+    "check_same_shape",
+    "check_same_sites",
+    "latent_sites",
+    "rows_drawn",
+]
 
 
 class JointDraw(NamedTuple):
@@ -25,26 +39,14 @@ class JointDraw(NamedTuple):
     real: Value  # data, and codes of the guide
     fake: Value  # draws, and the noise behind them
     params: dict[str, Tensor]
-    guide: Tap
     model: ReleasedRun
     args: tuple
     kwargs: Mapping[str, Any]
 
 
-class SameRows(Messenger):
-    """Lets the plates of a program draw the rows that they had in another run.
-
-    :param run: the other run.
-    """
-
-    def __init__(self, run: Run) -> None:
-        super().__init__()
-        self._run = run
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg) and msg["name"] in self._run.nodes:
-            msg["value"] = self._run.nodes[msg["name"]]["value"]
-            msg["done"] = True
+def rows_drawn(run: Run) -> dict[str, Tensor]:
+    """Returns which rows the plates of a run drew, for another program to take the same."""
+    return {name: site["value"] for name, site in run.nodes.items() if site_is_subsample(site)}
 
 
 def latent_sites(run: Run) -> list[str]:
@@ -71,6 +73,7 @@ class JointRuns:
     :param latents: names of the latent sites that the critic sees, None for all.
     :param precision: makes the context of every run.
     :param bool encoder_trains: whether the codes need a gradient.
+    :raises ValueError: if `latents` are no names.
     """
 
     def __init__(
@@ -83,7 +86,7 @@ class JointRuns:
     ) -> None:
         self.model = model
         self.guide = guide
-        self.latents = latents
+        self.latents = latents if latents is None else _check_names(latents)
         self._view = ObservedView()
         self._precision = precision
         self._encoder_trains = encoder_trains
@@ -113,68 +116,114 @@ class JointRuns:
                     f"site {name!r} had none: it must have rsample, and its law must depend on a "
                     "parameter"
                 )
-        codes = as_parts(draw.real)[len(observed) :]
-        if self._encoder_trains and not any(code.requires_grad for code in codes):
-            raise ValueError(
-                "`guide` must draw its sites with a gradient to its parameters, but none of "
-                f"{self.latents} had one: they must have rsample, and their laws must depend on a "
-                "parameter"
-            )
+        if self._encoder_trains:
+            check_codes(as_parts(draw.real)[len(observed) :], self.latents or ())
         return draw
 
     def released(self, args: tuple, kwargs: dict[str, Any]) -> JointDraw:
         """Runs the guide, then the model with its observations released on the same rows."""
-        with Tap() as guide, self._precision():
+        # Codes of a guide that does not learn from the critic must bring it no gradient.
+        trains = self._encoder_trains and torch.is_grad_enabled()
+        with Tap() as guide, self._precision(), torch.set_grad_enabled(trains):
             self.guide(*args, **kwargs)
-        with ReleasedRun() as model, SameRows(guide), self._precision():
+        with ReleasedRun() as model, Given(rows_drawn(guide)), self._precision():
             self.model(*args, **kwargs)
-        if self.latents is None:
-            self.latents = latent_sites(model)
-            _check_same_sites(self.latents, latent_sites(guide))
         with self._precision():
             real, fake = self._view(model)
-            codes = self._rows(guide, model, "guide")
-            noise = self._rows(model, model, "model")
+        if self.latents is None:
+            latents = latent_sites(model)
+            check_same_sites(latents, latent_sites(guide), "; or name in `latents` those to show")
+            self.latents = latents
+        with self._precision():
+            codes = self.rows(guide, model, "guide")
+            noise = self.rows(model, model, "model")
         for name, code, z in zip(self.latents, codes, noise, strict=True):
-            if code.shape != z.shape:
-                raise ValueError(
-                    f"`guide` must draw site {name!r} with the shape that it has in the model, one "
-                    f"row for each unit, {tuple(z.shape)}, was {tuple(code.shape)}"
-                )
+            check_same_shape(name, code, z)
         return JointDraw(
             as_value([*as_parts(real), *codes]),
             as_value([*as_parts(fake), *noise]),
             {**guide.params, **model.params},
-            guide,
             model,
             args,
             kwargs,
         )
 
-    def _rows(self, run: Tap, model: ReleasedRun, name: str) -> list[Tensor]:
-        """Lays the latent sites of a run out as rows for the units of the model."""
-        plates = self._view.plates or frozenset()
-        data = next(iter(observed_sites(model).values()))
-        mask = unit_mask(data, plates)
-        if mask is not None and mask.dim() > 1:
-            mask = mask.flatten(1).any(1)
+    def rows(self, run: Tap, model: Tap, name: str) -> list[Tensor]:
+        """Lays the latent sites of a run out as rows for the units of the model.
+
+        :param run: a run of guide or model.
+        :param model: a run of the model, on the same rows.
+        :param str name: what messages call the first.
+        :raises ValueError: if it has not drawn them.
+        """
         rows = []
         for latent in self.latents or ():
-            site: Any = run.nodes.get(latent)
+            site = run.nodes.get(latent)
             if site is None or site["is_observed"]:
                 raise ValueError(
                     f"`{name}` must draw every site of `latents`, {list(self.latents or ())}, but "
                     f"drew {latent_sites(run)}"
                 )
-            rows += finish_rows(
-                [unit_rows(site, site["value"], len(site["fn"].event_shape), plates)], mask
-            )
+            rows.append(self.unit_rows(site, site["value"], len(site["fn"].event_shape), model))
         return rows
 
+    def unit_rows(self, site: dict[str, Any], value: Tensor, event_dim: int, model: Tap) -> Tensor:
+        """Lays a value out as one row for each unit of the model that is not masked.
 
-def _check_same_sites(model: Sequence[str], guide: Sequence[str]) -> None:
-    if set(model) != set(guide) or not model:
+        :param site: the site that it belongs to.
+        :param torch.Tensor value: of shape ``[*batch, *event]``.
+        :param int event_dim: number of its event dimensions.
+        :param model: a run of the model, on the same rows.
+        """
+        plates = self._view.plates or frozenset()
+        mask = unit_mask(next(iter(observed_sites(model).values())), plates)
+        return finish_rows([unit_rows(site, value, event_dim, plates)], whole_units(mask))[0]
+
+
+def check_same_sites(model: Sequence[str], guide: Sequence[str], otherwise: str = "") -> None:
+    """Checks that two programs draw the same latent sites, and at least one.
+
+    :raises ValueError: if they do not.
+    """
+    if set(model) != set(guide):
         raise ValueError(
             f"`guide` must draw the latent sites of the model, {list(model)}, but drew "
-            f"{list(guide)}; `latents` names those that the critic is to see, if not all"
+            f"{list(guide)}{otherwise}"
         )
+    if not model:
+        raise ValueError("`model` must have a latent site, which the guide draws too, had none")
+
+
+def check_same_shape(name: str, code: Tensor, z: Tensor, program: str = "guide") -> None:
+    """Checks that the draws of a latent site are alike.
+
+    :raises ValueError: if they are not.
+    """
+    if code.shape != z.shape:
+        raise ValueError(
+            f"`{program}` must draw site {name!r} with the shape that it has in the model, one row "
+            f"for each unit, {tuple(z.shape)}, was {tuple(code.shape)}"
+        )
+
+
+def check_codes(codes: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Checks that the draws of a guide can train it.
+
+    :raises ValueError: if none has a gradient.
+    """
+    if not any(code.requires_grad for code in codes):
+        raise ValueError(
+            "`guide` must draw its sites with a gradient to its parameters, but none of "
+            f"{list(names)} had one: they must have rsample, and their laws must depend on a "
+            "parameter"
+        )
+
+
+def _check_names(latents: Sequence[str]) -> list[str]:
+    names = list(latents) if isinstance(latents, (list, tuple)) else []
+    if not names or not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
+        raise ValueError(
+            "`latents` must be None or a sequence of different names of latent sites, was "
+            f"{latents!r}"
+        )
+    return names

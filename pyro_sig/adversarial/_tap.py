@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from pyro_sig._release import Release
 from pyro_sig.adversarial.views import psi_law
 from pyro_sig.distributions import SemiImplicit
 
-__all__ = ["ReleasedRun", "Tap", "modules_run"]
+__all__ = ["Given", "ReleasedRun", "Tap", "modules_run"]
 
 
 class Tap(Messenger):
@@ -55,16 +55,39 @@ class Tap(Messenger):
         For a program of observed sites this is what ``Trace_ELBO`` computes, which takes twice the
         time where networks are small.
         """
+        names = [n for n, site in self.nodes.items() if not site_is_subsample(site)]  # type: ignore[arg-type]
+        if not all(self.nodes[name]["is_observed"] for name in names):
+            return None
+        return self.log_density_of(names)
+
+    def log_density_of(self, names: Iterable[str]) -> Tensor | None:
+        """Adds up the scaled and masked log-densities of some sites; None if there are none.
+
+        :param names: the sites.
+        """
         total: Tensor | None = None
-        for site in self.nodes.values():
-            if site_is_subsample(site):  # type: ignore[arg-type]
-                continue
-            if not site["is_observed"]:
-                return None
+        for name in names:
+            site = self.nodes[name]
             log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
             log_prob = scale_and_mask(log_prob, site["scale"], site["mask"]).sum()
             total = log_prob if total is None else total + log_prob
         return total
+
+
+class Given(Messenger):
+    """Lets sites have the values that they had elsewhere, so that nothing is drawn for them.
+
+    :param values: by name, of latent sites or of the rows that plates draw.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self._values and not msg["is_observed"]:
+            msg["value"] = self._values[msg["name"]]
+            msg["done"] = True
 
 
 class ReleasedRun(Tap, Release):

@@ -18,6 +18,7 @@ __all__ = [
     "subsampling",
     "unit_mask",
     "unit_rows",
+    "whole_units",
 ]
 
 
@@ -128,6 +129,14 @@ def unit_mask(
     return unit_rows(site, mask.expand(batch_shape), 0, plates)
 
 
+def whole_units(mask: Tensor | None) -> Tensor | None:
+    """Returns which units have an entry that counts, ``[units]``; None for all of them.
+
+    :param torch.Tensor mask: of shape ``[units, *rest]``; None for no mask.
+    """
+    return mask if mask is None or mask.dim() == 1 else mask.flatten(1).any(1)
+
+
 def finish_rows(rows: Iterable[Tensor], mask: Tensor | None) -> list[Tensor]:
     """Makes rows what a critic sees: by the mask, and with a last dimension for single numbers.
 
@@ -142,7 +151,8 @@ def finish_rows(rows: Iterable[Tensor], mask: Tensor | None) -> list[Tensor]:
 
 
 def _apply_mask(rows: Iterable[Tensor], mask: Tensor) -> list[Tensor]:
-    kept = mask.flatten(1).any(1) if mask.dim() > 1 else mask
+    kept = whole_units(mask)
+    assert kept is not None
     inner = mask[kept]
     masked = []
     for row in rows:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.distributions import Independent
 
 from pyro_sig.adversarial._game import Game
-from pyro_sig.adversarial._joint_runs import JointDraw
+from pyro_sig.adversarial._joint_runs import JointDraw, rows_drawn
 from pyro_sig.adversarial._substitute import substitutes, with_draws
-from pyro_sig.adversarial._tap import Tap
+from pyro_sig.adversarial._tap import Given, Tap
+from pyro_sig.adversarial._trainer import check_callable
 from pyro_sig.adversarial.bigan import BiGAN
 from pyro_sig.adversarial.objectives import Objective, ReverseKL
 from pyro_sig.adversarial.penalties import Penalty
@@ -52,9 +53,8 @@ class VEEGAN(BiGAN):
     :param objective: one of :mod:`pyro_sig.adversarial.objectives`, by default
         :class:`~pyro_sig.adversarial.objectives.ReverseKL`: the raw score, as in the paper.
     :param float weight: the :math:`\lambda`, 1 in the paper.
-    :param distance: ``distance(z, reconstructed)`` with tensors of shape ``[*plates, *event]``,
-        in place of the two above: to a tensor whose mean counts. A guide without a density needs
-        one.
+    :param distance: ``distance(z, reconstructed)`` with tensors of shape ``[units, ...]``, in
+        place of the two above: to a tensor whose mean counts. A guide without a density needs one.
     :raises ValueError: see :class:`~pyro_sig.adversarial.BiGAN`; also if the data are not
         arguments, or if a site of the guide has neither a density nor a value that is computed.
 
@@ -122,6 +122,7 @@ class VEEGAN(BiGAN):
             compile_networks=compile_networks,
         )
         self.weight = check_number("weight", weight)
+        check_callable("distance", distance, optional=True)
         self.distance = distance
         self._last = 0.0
 
@@ -146,47 +147,43 @@ class VEEGAN(BiGAN):
         """Runs the guide at the draws; returns the mean distance over units."""
         args, kwargs = with_draws(draw.args, draw.kwargs, substitutes(draw.model))
         noise = {name: draw.model.nodes[name]["value"] for name in self.latents or ()}
-        scored = _Scored(noise if self.distance is None else {})
-        with scored, self._precision():
+        given = {} if self.distance is not None else noise
+        with Tap() as scored, Given({**rows_drawn(draw.model), **given}), self._precision():
             self.guide(*args, **kwargs)
-        num_units = len(draw.fake[0])
+        rows = self._runs.rows(draw.model, draw.model, "model")
         total: Any = 0.0
-        for name, z in noise.items():
-            site = scored.nodes[name]
-            if self.distance is not None:
-                total = total + self.distance(z, site["value"]).mean()
-                continue
-            law = site["fn"]
-            if (code := _computed(law)) is not None:
-                total = total + (z - code).square().sum() / num_units
-                continue
-            try:
-                total = total - law.log_prob(z).sum() / num_units
-            except NotImplementedError as error:
-                raise ValueError(
-                    f"`distance` must be given where the guide has no density, as at {name!r} of "
-                    f"{type(law).__name__}, was None"
-                ) from error
+        for (name, value), z in zip(noise.items(), rows, strict=True):
+            total = total + self._measure(name, scored.nodes[name], value, z, draw.model)
         return total, scored.params
+
+    def _measure(self, name: str, site: Any, noise: Tensor, z: Tensor, model: Tap) -> Tensor:  # noqa: ANN401
+        """Computes the mean distance of one site, whose noise is `z` laid out as rows."""
+        law, layout = site["fn"], self._runs.unit_rows
+        event_dim = len(law.event_shape)
+        if self.distance is not None:
+            distance = self.distance(z, layout(site, site["value"], event_dim, model))
+            if not isinstance(distance, Tensor) or not distance.numel():
+                was = tuple(getattr(distance, "shape", ())) or type(distance).__name__
+                raise ValueError(
+                    f"`distance` must return a tensor whose mean counts, but returned {was}"
+                )
+            return distance.mean()
+        if (code := _computed(law)) is not None:
+            return (z - layout(site, code, event_dim, model)).square().sum() / len(z)
+        try:
+            log_prob = law.log_prob(noise)
+        except NotImplementedError as error:
+            raise ValueError(
+                f"`distance` must be given where the guide has no density, as at {name!r} of "
+                f"{type(law).__name__}, was None"
+            ) from error
+        return -layout(site, log_prob, 0, model).sum() / len(z)
 
     def _losses_beside(self, draw: JointDraw) -> tuple[float, ...]:
         return (self._last,)
 
     def _evaluate_beside(self, draw: JointDraw, args: tuple, kwargs: dict) -> tuple[float, ...]:
         return (self._reconstruct(draw)[0].item(),)
-
-
-class _Scored(Tap):
-    """A run of the guide whose latents have given values, so that nothing is drawn for them."""
-
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self._values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self._values:
-            msg["value"] = self._values[msg["name"]]
-            msg["done"] = True
 
 
 def _computed(law: Any) -> Tensor | None:  # noqa: ANN401

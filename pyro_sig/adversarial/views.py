@@ -15,6 +15,7 @@ from pyro_sig.adversarial._units import (
     observed_sites,
     unit_mask,
     unit_rows,
+    whole_units,
 )
 from pyro_sig.distributions import Implicit, SemiImplicit
 
@@ -85,7 +86,7 @@ class ObservedView(View):
     """
 
     def __init__(self) -> None:
-        self._structure: tuple[str, ...] = ()
+        self._structure: tuple[str, ...] | None = None
         self._names: list[str] = []
 
     def __call__(self, trace: Run) -> tuple[Value, Value]:
@@ -157,8 +158,7 @@ class PsiView(View):
                 f"{self.site!r} was {was}"
             )
         mask = unit_mask(data, plates)
-        whole = mask if mask is None or mask.dim() == 1 else mask.flatten(1).any(1)
-        return finish_rows([real], mask)[0], finish_rows([psi], whole)[0]
+        return finish_rows([real], mask)[0], finish_rows([psi], whole_units(mask))[0]
 
 
 def psi_law(fn: Any) -> Implicit | SemiImplicit | None:  # noqa: ANN401 - any site's fn

@@ -7,7 +7,7 @@ from torch import nn
 
 from pyro_sig.adversarial import GAN
 from pyro_sig.distributions import Implicit, SemiImplicit
-from pyro_sig.nn import MLP
+from pyro_sig.nn import MLP, Joint
 
 
 class PushForward:
@@ -79,3 +79,75 @@ def make_gan(model, optim=None, critic=None, critic_lr=0.05, lr=0.05, **settings
         optimizer = optim
     critic_optim = torch.optim.Adam(critic.parameters(), lr=critic_lr)
     return GAN(model, critic, optimizer, critic_optim, **settings)
+
+
+class Pair:
+    """A model of a latent and data, and its guide: computed, drawn with a density, or without."""
+
+    def __init__(self, kind="computed", dtype=None):
+        self.kind = kind
+        self.decoder = MLP(1, [6], 2, nn.Tanh, dtype=dtype)
+        features = {"computed": 2, "drawn": 2, "implicit": 4}[kind]
+        self.encoder = MLP(features, [6], 2 if kind == "drawn" else 1, nn.Tanh, dtype=dtype)
+        self.prior = dist.Normal(torch.zeros(1, dtype=dtype), 1.0).to_event(1)
+        self.noise = dist.Normal(torch.zeros(2, dtype=dtype), 1.0).to_event(1)
+
+    def model(self, x):
+        pyro.module("decoder", self.decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.prior)
+            pyro.sample("x", dist.Normal(self.decoder(z), 0.3).to_event(1), obs=x)
+
+    def guide(self, x):
+        pyro.module("encoder", self.encoder)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.law(x))
+
+    def law(self, x):
+        if self.kind == "computed":
+            return dist.Delta(self.encoder(x), event_dim=1)
+        if self.kind == "drawn":
+            loc, raw = self.encoder(x).chunk(2, -1)
+            return dist.Normal(loc, nn.functional.softplus(raw)).to_event(1)
+        return Implicit(lambda e, x: self.encoder(torch.cat([e, x], -1)), self.noise, 1, inputs=x)
+
+    def contrast(self, x):
+        """A normal law around a linear function of the data."""
+        like = self.decoder.head.weight
+        slope = pyro.param("slope", like.new_zeros(2, 1))
+        width = pyro.param("width", like.new_ones(1), dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x @ slope, width).to_event(1))
+
+    def networks(self):
+        return [*self.decoder.parameters(), *self.encoder.parameters()]
+
+
+class Shared:
+    """One latent of all data, whose guide has no density."""
+
+    def __init__(self):
+        self.net = MLP(2, [6], 2, nn.Tanh)
+        self.noise = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+    def model(self, x):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        pyro.module("net", self.net)
+        pyro.sample("z", Implicit(self.net, self.noise, 2))
+
+
+def make_joint(cls, programs, optim=None, critic=None, critic_lr=0.05, lr=0.05, **settings):
+    """A BiGAN, VEEGAN or AVB of a model and its guide, with a small critic of rows."""
+    if critic is None:
+        features = 2 if isinstance(programs, Shared) else 3
+        dtype = programs.noise.base_dist.loc.dtype
+        critic = Joint(MLP(features, [8], 1, nn.Tanh, dtype=dtype))
+    if optim == "torch":
+        optim = torch.optim.Adam(programs.networks(), lr=lr)
+    optim = pyro.optim.Adam({"lr": lr}) if optim is None else optim
+    critic_optim = torch.optim.Adam(critic.parameters(), lr=critic_lr)
+    return cls(programs.model, programs.guide, critic, optim, critic_optim, **settings)

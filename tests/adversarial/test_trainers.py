@@ -3,6 +3,8 @@
 import copy
 import io
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -11,17 +13,28 @@ import torch
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 from torch import nn
 
-from pyro_sig.adversarial import objectives, penalties
+from pyro_sig.adversarial import AVB, VEEGAN, BiGAN, objectives, penalties
+from pyro_sig.adversarial._game import Game
 from pyro_sig.infer import SIG_ELBO, train
 from pyro_sig.nn import MLP
 from tests.adversarial.programs import (
     Batched,
     LatentPsi,
     Location,
+    Pair,
     PushForward,
     SemiImplicitModel,
+    Shared,
     make_gan,
+    make_joint,
 )
+
+
+class Case(NamedTuple):
+    """A trainer, and the arguments of its steps."""
+
+    make: Callable
+    batch: Callable = lambda: (torch.randn(6, 2) + 1,)
 
 
 def schedule():
@@ -30,7 +43,7 @@ def schedule():
     )
 
 
-TRAINERS = {
+GANS = {
     "default": lambda: make_gan(PushForward()),
     "torch optimiser": lambda: make_gan(PushForward(), "torch"),
     "clipped Adam": lambda: make_gan(PushForward(), pyro.optim.ClippedAdam({"lr": 0.05})),
@@ -76,7 +89,7 @@ TRAINERS = {
         Location(), elbo=RenyiELBO(num_particles=2, vectorize_particles=False), elbo_weight=0.5
     ),
 }
-TRAINERS |= {
+GANS |= {
     f"divergence {name}": lambda name=name: make_gan(
         PushForward(),
         objective=objectives.FDivergence(
@@ -87,86 +100,182 @@ TRAINERS |= {
     )
     for name in objectives.FDivergence.names()
 }
-TRAINERS |= {
+GANS |= {
     f"objective {name}": lambda name=name: make_gan(
         PushForward(), objective=getattr(objectives, name)(), penalties=[penalties.WeightClipping()]
     )
     for name in objectives.__all__
     if name not in ("Objective", "FDivergence")
 }
-EACH = pytest.mark.parametrize("make", TRAINERS.values(), ids=TRAINERS)
+# With a pair of a model and a guide: the guide's kind, and what else is asked of the trainer.
+JOINT = {
+    "BiGAN": (BiGAN, "computed", {}),
+    "BiGAN, torch optimiser": (BiGAN, "computed", {"optim": "torch"}),
+    "BiGAN, average, critic steps": (BiGAN, "computed", {"ema": 0.9, "critic_steps": 2}),
+    "BiGAN, Wasserstein": (
+        BiGAN,
+        "computed",
+        {"objective": objectives.Wasserstein(), "penalties": penalties.GradientPenalty()},
+    ),
+    "BiGAN, unrolled": (BiGAN, "computed", {"objective": objectives.Minimax(), "unroll": 2}),
+    "BiGAN, relativistic": (
+        BiGAN,
+        "computed",
+        {"objective": objectives.Relativistic(), "penalties": [penalties.R1(1.0)]},
+    ),
+    "ALI": (BiGAN, "drawn", {}),
+    "ALI without a density": (BiGAN, "implicit", {"optim": schedule}),
+    "VEEGAN": (VEEGAN, "computed", {}),
+    "VEEGAN, drawn": (VEEGAN, "drawn", {"weight": 0.5, "ema": 0.9}),
+    "VEEGAN, distance": (
+        VEEGAN,
+        "implicit",
+        {"distance": lambda z, code: (z - code).square(), "critic_steps": 2},
+    ),
+    "VEEGAN, unrolled": (VEEGAN, "computed", {"unroll": 1, "objective": objectives.Minimax()}),
+    "AVB": (AVB, "implicit", {}),
+    "AVB, torch optimiser": (AVB, "implicit", {"optim": "torch", "critic_steps": 2}),
+    "AVB, contrast": (AVB, "implicit", {"contrast": True, "ema": 0.9}),
+    "AVB, particles": (AVB, "implicit", {"contrast": True, "num_particles": 3}),
+    "AVB, no gradient of the reals": (
+        AVB,
+        "drawn",
+        {"objective": objectives.Relativistic(), "penalties": penalties.R2(1.0)},
+    ),
+}
 
 
-@EACH
-def test_a_step_returns_finite_floats_and_trains_everything(make):
-    gan, x = make(), torch.randn(6, 2) + 1
-    gan.step(x)  # the parameters of the store come into being
-    programs = {n: p.detach().clone() for n, p in pyro.get_param_store()._params.items()}
-    critics = [p.detach().clone() for p in gan.critic.parameters()]
-    losses = gan.step(x)
+def make_pair(cls, kind, optim=None, contrast=False, **settings):
+    pair = Pair(kind)
+    if contrast:
+        settings["contrast"] = pair.contrast
+    return make_joint(cls, pair, optim() if callable(optim) else optim, **settings)
+
+
+# To add a trainer is one line: its factory, and a function that makes its batch unless one tensor
+# of shape [6, 2] will do, as in "mine": Case(make_mine, lambda: (torch.randn(6, 2), 3)).
+TRAINERS = {
+    **{name: Case(make) for name, make in GANS.items()},
+    **{
+        name: Case(lambda cls=cls, kind=kind, options=options: make_pair(cls, kind, **options))
+        for name, (cls, kind, options) in JOINT.items()
+    },
+    "AVB, one latent of all data": Case(lambda: make_joint(AVB, Shared(), num_particles=8)),
+}
+EACH = pytest.mark.parametrize(("make", "batch"), TRAINERS.values(), ids=TRAINERS)
+
+
+def critics(trainer):
+    """The critics: one, several in a list, or none."""
+    critic = getattr(trainer, "critic", None)
+    if critic is None:
+        return []
+    return list(critic) if isinstance(critic, nn.ModuleList) else [critic]
+
+
+def copies(params):
+    return [p.detach().clone() for p in params]
+
+
+def parameters(trainer):
+    """What the programs of a trainer learn, and its critics, in copies."""
+    store = pyro.get_param_store()._params
+    programs = {name: param.detach().clone() for name, param in store.items()}
+    return programs, [copies(critic.parameters()) for critic in critics(trainer)]
+
+
+def check_losses(trainer, losses):
     assert type(losses) is tuple
-    assert len(losses) == len(gan.loss_names)
+    assert len(losses) == len(trainer.loss_names)
     assert all(type(loss) is float and math.isfinite(loss) for loss in losses)
-    for name, before in programs.items():
-        assert not torch.equal(before, pyro.get_param_store()._params[name]), name
-    # The additive constant of a paired or linear score has no gradient.
-    moved = [not torch.equal(a, b) for a, b in zip(critics, gan.critic.parameters(), strict=True)]
-    assert all(moved[:-1])
 
 
 @EACH
-def test_no_gradient_is_left_on_the_other_player(make):
-    gan, x = make(), torch.randn(6, 2)
-    gan.step(x)
+def test_a_step_returns_finite_floats_and_trains_everything(make, batch):
+    trainer, args = make(), batch()
+    trainer.step(*args)  # the parameters of the store come into being
+    programs, critic_params = parameters(trainer)
+    check_losses(trainer, trainer.step(*args))
+    after, critic_params_after = parameters(trainer)
+    for name, before in programs.items():
+        assert not torch.equal(before, after[name]), name
+    for old, new in zip(critic_params, critic_params_after, strict=True):
+        # The additive constant of a paired or linear score has no gradient.
+        moved = [not torch.equal(a, b) for a, b in zip(old, new, strict=True)]
+        assert all(moved[:-1])
+
+
+@EACH
+def test_no_gradient_is_left_on_the_other_player(make, batch):
+    trainer, args = make(), batch()
+    trainer.step(*args)
     left = [p for p in pyro.get_param_store()._params.values() if p.grad is not None]
     assert not left
-    before = [p.grad.clone() for p in gan.critic.parameters()]
-    draw = gan._draw((x,), {})
-    gan._add_gradients(draw, gan._program_loss(gan.critic, draw, (x,), {}))
-    after = [p.grad for p in gan.critic.parameters()]
+    if not isinstance(trainer, Game):
+        return
+    before = [p.grad.clone() for p in trainer.critic.parameters()]
+    draw = trainer._draw(args, {})
+    trainer._add_gradients(draw, trainer._program_loss(trainer.critic, draw, args, {}))
+    after = [p.grad for p in trainer.critic.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 @EACH
-def test_evaluation_changes_nothing(make):
-    gan, x = make(), torch.randn(6, 2)
-    gan.step(x)
-    before = {n: p.detach().clone() for n, p in pyro.get_param_store()._params.items()}
-    critics = [p.detach().clone() for p in gan.critic.parameters()]
-    losses = gan.evaluate_loss(x)
-    assert type(losses) is tuple
-    assert all(type(loss) is float and math.isfinite(loss) for loss in losses)
-    assert len(losses) == len(gan.loss_names)
-    store = pyro.get_param_store()._params
-    assert all(torch.equal(before[n], store[n]) for n in before)
-    assert all(torch.equal(a, b) for a, b in zip(critics, gan.critic.parameters(), strict=True))
-    assert gan.num_steps == 1
+def test_evaluation_changes_nothing(make, batch):
+    trainer, args = make(), batch()
+    trainer.step(*args)
+    before = parameters(trainer)
+    state = trainer.state_dict()
+    check_losses(trainer, trainer.evaluate_loss(*args))
+    assert_equal(before, parameters(trainer))
+    assert_equal(state, trainer.state_dict())
+    assert trainer.num_steps == 1
 
 
 @EACH
-def test_train_runs_it_and_names_its_losses(make):
-    history = train(make(), torch.randn(6, 2), 2, progress=False)
-    assert list(history) in (["critic", "generator"], ["critic", "generator", "elbo"])
+def test_train_runs_it_and_names_its_losses(make, batch):
+    trainer = make()
+    history = train(trainer, batch(), 2, progress=False)
+    assert list(history) == list(trainer.loss_names)
+    assert history.num_steps == trainer.num_steps == 2
 
 
-def continue_for(gan, x, num_steps):
+def assert_equal(a, b):
+    """Compares states, bit for bit."""
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert set(a) == set(b)
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_equal(x, y)
+    else:
+        assert a == b or a != a, (a, b)
+
+
+def continue_for(trainer, args, num_steps):
     losses = []
     for _ in range(num_steps):
-        losses.append(gan.step(x))
-        if isinstance(gan.optim, pyro.optim.PyroLRScheduler):
-            gan.optim.step()
+        losses.append(trainer.step(*args))
+        if isinstance(trainer.optim, pyro.optim.PyroLRScheduler):
+            trainer.optim.step()
     return losses
 
 
 @EACH
-def test_a_restored_trainer_goes_on_bit_for_bit(make):
-    x = torch.randn(6, 2)
-    gan = make()
-    continue_for(gan, x, 3)
+def test_a_restored_trainer_goes_on_bit_for_bit(make, batch):
+    args = batch()
+    trainer = make()
+    continue_for(trainer, args, 3)
     file = io.BytesIO()
-    torch.save(gan.state_dict(), file)
+    torch.save(trainer.state_dict(), file)
     random = torch.get_rng_state()
-    expected = continue_for(gan, x, 3)
+    expected = continue_for(trainer, args, 3)
+    last = trainer.state_dict()
 
     pyro.clear_param_store()
     torch.manual_seed(123)  # other initial parameters
@@ -174,31 +283,28 @@ def test_a_restored_trainer_goes_on_bit_for_bit(make):
     file.seek(0)
     fresh.load_state_dict(torch.load(file, weights_only=True))
     torch.set_rng_state(random)
-    assert continue_for(fresh, x, 3) == expected
-    if gan._program.ema is not None:
-        assert all(
-            torch.equal(gan._program.average[n], value)
-            for n, value in fresh._program.average.items()
-        )
+    assert continue_for(fresh, args, 3) == expected
+    assert_equal(last, fresh.state_dict())
 
 
 @EACH
-def test_a_state_is_restored_in_place(make):
-    x = torch.randn(6, 2)
-    gan = make()
-    continue_for(gan, x, 2)
-    state, random = gan.state_dict(), torch.get_rng_state()
+def test_a_state_is_restored_in_place(make, batch):
+    args = batch()
+    trainer = make()
+    continue_for(trainer, args, 2)
+    state, random = trainer.state_dict(), torch.get_rng_state()
     kept = copy.deepcopy(state)
-    expected = continue_for(gan, x, 2)
-    gan.load_state_dict(state)
+    expected = continue_for(trainer, args, 2)
+    trainer.load_state_dict(state)
     torch.set_rng_state(random)
-    assert continue_for(gan, x, 2) == expected
-    assert str(kept) == str(state), "a state must not change with the trainer"
+    assert continue_for(trainer, args, 2) == expected
+    assert_equal(kept, state)  # a state must not change with the trainer
 
 
 @EACH
-def test_it_has_a_repr(make):
-    assert repr(make()).startswith("GAN(")
+def test_it_has_a_repr(make, batch):
+    trainer = make()
+    assert repr(trainer).startswith(f"{type(trainer).__name__}(")
 
 
 def test_double_precision():
@@ -237,6 +343,28 @@ def test_half_precision_inside_of_the_step():
         seen.clear()
     # bfloat16 keeps 8 bits: a relative error of 2^-8 in each of a few layers.
     assert torch.allclose(*map(torch.tensor, losses), rtol=0.03)
+
+
+@pytest.mark.parametrize("name", ["ALI", "VEEGAN", "VEEGAN, drawn", "AVB, contrast"])
+def test_half_precision_of_pairs(name):
+    cls, kind, settings = JOINT[name]
+    x, losses = torch.randn(256, 2), []
+    for autocast in (torch.bfloat16, None):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        trainer = make_pair(cls, kind, **settings, autocast=autocast)
+        losses.append(trainer.step(x))
+        assert all(p.dtype == torch.float32 for p in pyro.get_param_store()._params.values())
+    # As above; a loss is a sum of terms of order 1, of either sign.
+    assert torch.allclose(*map(torch.tensor, losses), rtol=0.03, atol=0.03)
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_evaluation_may_come_first(name):
+    cls, kind, settings = JOINT[name]
+    trainer, x = make_pair(cls, kind, **settings), torch.randn(6, 2)
+    check_losses(trainer, trainer.evaluate_loss(x))
+    check_losses(trainer, trainer.step(x))
 
 
 @pytest.mark.slow

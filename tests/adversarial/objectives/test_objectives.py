@@ -17,6 +17,7 @@ from pyro_sig.adversarial.objectives import (
     NonSaturating,
     Objective,
     Relativistic,
+    ReverseKL,
     Wasserstein,
 )
 
@@ -40,6 +41,7 @@ def instances():
 
 
 ALL = list(instances())
+LOSSES = ("critic_loss", "generator_loss", "joint_loss")
 EACH = pytest.mark.parametrize("objective", ALL, ids=repr)
 POINTWISE = pytest.mark.parametrize(
     "objective", [o for o in ALL if not o.needs_lipschitz], ids=repr
@@ -63,6 +65,19 @@ def test_directions(objective):
     assert loss.shape == () and bool(loss.isfinite())
     (gradient,) = torch.autograd.grad(loss, fake)
     assert bool((gradient < 0).all())
+
+
+@EACH
+def test_joint_loss_flips_both_labels(objective):
+    real, fake = scores()
+    loss = objective.joint_loss(real, fake)
+    assert loss.shape == () and bool(loss.isfinite())
+    down, up = torch.autograd.grad(loss, (real, fake))
+    assert bool((down > 0).all()) and bool((up < 0).all())
+    if not objective.paired:
+        with torch.no_grad():
+            # Sides enter as means: repeating one of them changes nothing.
+            torch.testing.assert_close(objective.joint_loss(real, fake.repeat(3, 1)), loss.detach())
 
 
 @EACH
@@ -102,7 +117,7 @@ def test_shapes(objective):
 def test_types(objective, dtype):
     real, fake = scores(dtype)
     wide = torch.promote_types(dtype, torch.float32)
-    for name in ("critic_loss", "generator_loss"):
+    for name in LOSSES:
         loss = getattr(objective, name)(real, fake)
         assert loss.dtype == wide
         truth = getattr(objective, name)(real.to(wide), fake.to(wide))
@@ -118,7 +133,7 @@ def test_types(objective, dtype):
 @EACH
 def test_device(objective):
     real, fake = scores()
-    for name in ("critic_loss", "generator_loss"):
+    for name in LOSSES:
         loss = getattr(objective, name)(real.cuda(), fake.cuda())
         assert loss.is_cuda
         torch.testing.assert_close(loss.cpu(), getattr(objective, name)(real, fake))
@@ -129,7 +144,7 @@ def test_far_scores(objective):
     far = torch.tensor([-30.0, 30.0])
     for real, fake in [(far, far), (far[:1], far[1:]), (far[1:], far[:1])]:
         leaves = [s.clone().requires_grad_() for s in (real, fake)]
-        for name in ("critic_loss", "generator_loss"):
+        for name in LOSSES:
             loss = getattr(objective, name)(*leaves)
             assert bool(loss.isfinite())
             gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
@@ -151,7 +166,7 @@ def test_repr():
 
 
 @EACH
-@pytest.mark.parametrize("name", ["critic_loss", "generator_loss"])
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize(
     ("bad", "match"),
     [
@@ -164,7 +179,7 @@ def test_bad_scores(objective, name, bad, match):
     good = torch.zeros(3)
     with pytest.raises(ValueError, match=r"`fake` must .*" + match):
         getattr(objective, name)(good, bad)
-    if name == "critic_loss" or objective.uses_real:
+    if name != "generator_loss" or objective.uses_real:
         with pytest.raises(ValueError, match=r"`real` must .*" + match):
             getattr(objective, name)(bad, good)
 
@@ -196,6 +211,7 @@ def sp(v):
         (Minimax(), sp(-R) + sp(F), -sp(F)),
         (NonSaturating(), sp(-R) + sp(F), sp(-F)),
         (MaximumLikelihood(), sp(-R) + sp(F), -math.exp(F)),
+        (ReverseKL(), sp(-R) + sp(F), -F),
         (LeastSquares(), (R - 1) ** 2 / 2 + F**2 / 2, (F - 1) ** 2 / 2),
         (Hinge(), 1 - R, -F),
         (Wasserstein(), F - R, -F),
@@ -207,6 +223,45 @@ def test_values(objective, critic, generator):
     real, fake = torch.tensor([[R], [F]], dtype=torch.double)
     assert float(objective.critic_loss(real, fake)) == pytest.approx(critic)
     assert float(objective.generator_loss(real, fake)) == pytest.approx(generator)
+
+
+@pytest.mark.parametrize(
+    ("objective", "joint"),
+    [
+        (Minimax(), -sp(-R) - sp(F)),
+        (NonSaturating(), sp(R) + sp(-F)),
+        (MaximumLikelihood(), R - math.exp(F)),
+        (ReverseKL(), R - F),
+        (LeastSquares(), R**2 / 2 + (F - 1) ** 2 / 2),
+        (Hinge(), R - F),
+        (Wasserstein(), R - F),
+        (Relativistic(), sp(R - F)),
+    ],
+    ids=repr,
+)
+def test_joint_values(objective, joint):
+    real, fake = torch.tensor([[R], [F]], dtype=torch.double)
+    assert float(objective.joint_loss(real, fake)) == pytest.approx(joint)
+
+
+def test_joint_losses_in_terms_of_the_critics():
+    real, fake = (s.detach() for s in scores())
+    for objective in ALL:
+        joint, critic = objective.joint_loss(real, fake), objective.critic_loss(real, fake)
+        swapped = objective.critic_loss(fake, real)
+        if type(objective) is Minimax:
+            torch.testing.assert_close(joint, -critic)
+        if type(objective) in (NonSaturating, LeastSquares, Wasserstein, Relativistic):
+            torch.testing.assert_close(joint, swapped)
+        if isinstance(objective, FDivergence) and not objective.heuristic:
+            torch.testing.assert_close(joint, objective.estimate(real, fake))
+            if objective.name == "gan":
+                torch.testing.assert_close(joint, Minimax().joint_loss(real, fake))
+        # A side that stands still is the generator's own loss, up to a constant.
+        moved = fake + 0.1
+        both = objective.joint_loss(real, moved) - joint
+        own = objective.generator_loss(real, moved) - objective.generator_loss(real, fake)
+        torch.testing.assert_close(both, own)
 
 
 def test_max_score_is_where_the_exponential_becomes_its_tangent():
@@ -283,7 +338,9 @@ def test_known_losses_at_the_optimum():
     assert least(LeastSquares()) == pytest.approx(float((p * q / (p + q)).sum()) / 2)
 
 
-@pytest.mark.parametrize("objective", [Minimax(), MaximumLikelihood(), NonSaturating()], ids=repr)
+@pytest.mark.parametrize(
+    "objective", [Minimax(), MaximumLikelihood(), NonSaturating(), ReverseKL()], ids=repr
+)
 def test_cross_entropy_is_the_gan_divergence(objective):
     real, fake = scores()
     expected = FDivergence("gan").critic_loss(real, fake)
@@ -317,6 +374,47 @@ def test_maximum_likelihood_has_the_gradient_of_the_cross_entropy(data):
     expected = (normal(0.0, 1.0).log_prob(noise).exp() * losses).sum() * step
     (gradient,) = torch.autograd.grad(expected, parameters)
     torch.testing.assert_close(gradient, truth, rtol=1e-8, atol=1e-10)
+
+
+def kl(p, q, x, step):
+    """KL(p || q) of laws with log-densities on a grid."""
+    log_p, log_q = p.log_prob(x), q.log_prob(x)
+    return (log_p.exp() * (log_p - log_q)).sum() * step
+
+
+@pytest.mark.parametrize("data", DATA, ids=["gaussian", "mixture"])
+def test_reverse_kl_is_the_divergence_of_the_model_from_the_data(data):
+    # Value and gradient; of a Gaussian against a Gaussian the divergence has a closed form.
+    objective = ReverseKL()
+    parameters = torch.tensor([0.3, math.log(1.3)], dtype=torch.double, requires_grad=True)
+    model = Normal(parameters[0], parameters[1].exp())
+    x, step = grid(4001, 15.0)
+    divergence = kl(model, data, x, step)
+    if isinstance(data, Normal):
+        closed = torch.distributions.kl_divergence(model, data)
+        torch.testing.assert_close(divergence, closed, rtol=1e-8, atol=1e-10)
+    (truth,) = torch.autograd.grad(divergence, parameters)
+
+    noise, step = grid(4001, 10.0)
+    draws = parameters[0] + parameters[1].exp() * noise
+    frozen = Normal(model.loc.detach(), model.scale.detach())
+    ideal = objective.optimal_score(data.log_prob(draws) - frozen.log_prob(draws))
+    losses = torch.vmap(lambda s: objective.generator_loss(None, s))(ideal.unsqueeze(-1))
+    expected = (normal(0.0, 1.0).log_prob(noise).exp() * losses).sum() * step
+    (gradient,) = torch.autograd.grad(expected, parameters)
+    torch.testing.assert_close(expected, divergence, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(gradient, truth, rtol=1e-8, atol=1e-10)
+
+
+def test_reverse_kl_of_both_sides_is_jeffreys_divergence():
+    # With the best critic the joint loss is KL(data || model) + KL(model || data).
+    data, model = normal(1.0, 0.8), normal(0.3, 1.3)
+    x, step = grid(4001, 15.0)
+    ideal = ReverseKL().optimal_score(data.log_prob(x) - model.log_prob(x))
+    sides = [(law.log_prob(x).exp() * ideal).sum() * step for law in (data, model)]
+    joint = ReverseKL().joint_loss(sides[0].reshape(1), sides[1].reshape(1))
+    expected = kl(data, model, x, step) + kl(model, data, x, step)
+    torch.testing.assert_close(joint, expected, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("data", DATA, ids=["gaussian", "mixture"])
