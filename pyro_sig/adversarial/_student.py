@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,10 +20,11 @@ from pyro_sig.adversarial._tap import Tap, modules_run
 from pyro_sig.adversarial.differentiable_optim import differentiable
 from pyro_sig.adversarial.unrolling import FunctionalModule, unrolled
 
-__all__ = ["Call", "Student"]
+__all__ = ["Call", "Draw", "Student", "check_scores"]
 
-# Arguments of the programs.
+# Arguments of the programs, and what makes them of draws, with the number of their units.
 Call = tuple[tuple, Mapping[str, Any]]
+Draw = Callable[[], tuple[Call, int]]
 
 
 class Student:
@@ -38,11 +41,11 @@ class Student:
         self,
         model: Callable[..., Any],
         guide: Callable[..., Any] | None,
-        optim: PyroOptim | torch.optim.Optimizer,
+        optim: PyroOptim | torch.optim.Optimizer | None,
         elbo: ELBO,
     ) -> None:
         self.model = model
-        self._optim = optim
+        self._optim: Any = optim
         self._term = ElboTerm(elbo, 1.0, guide)
         if not self._term.differentiable:
             raise ValueError(
@@ -84,7 +87,7 @@ class Student:
                     "pyro.sample(name, ..., obs=x)"
                 )
             for name, call in (("data", data), ("draws of the model", draws)):
-                self._check_scores(name, call)
+                check_scores(name, partial(self._loss, call))
         params = {n: p for n, p in tap.params.items() if p.requires_grad}
         if not params:
             raise ValueError("`estimator` must have parameters to train, had none")
@@ -100,20 +103,6 @@ class Student:
         self._module = ProgramModule(self._player.params, modules)
         with modules_run():  # batch statistics stay as they are
             self._check_reach(data)
-
-    def _check_scores(self, name: str, call: Call) -> None:
-        try:
-            loss = float(self._loss(call))
-        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise ValueError(
-                f"`estimator` must score the {name} by its `elbo`, but raised: {error}"
-            ) from error
-        if not torch.isfinite(torch.tensor(loss)):
-            raise ValueError(
-                f"`estimator` must give the {name} a finite density, but its bound was {-loss}"
-            )
 
     def _as_torch(self, params: Mapping[str, Tensor]) -> torch.optim.Optimizer:
         optim = self._optim
@@ -163,16 +152,26 @@ class Student:
         assert isinstance(loss, Tensor)
         return loss
 
-    def loss(self, call: Call) -> Tensor:
-        """Computes the negative bound of the log-density of all data."""
-        return self._loss(call)
+    def teach(self, num_steps: int, rate: float, draw: Draw) -> Tensor:
+        """Takes steps, each on draws of its own.
 
-    def step(self, loss: Tensor, rate: float) -> None:
-        """Takes a step down a loss.
-
-        :param torch.Tensor loss: a scalar.
+        :param int num_steps: their number; with 0 the student only scores draws.
         :param float rate: a factor of the learning rates.
+        :param draw: makes arguments with draws, and their number.
+        :return: the last loss, for one unit.
         """
+        loss = None
+        for _ in range(num_steps):
+            loss = self._loss_of(draw)
+            self._step(loss, rate)
+        return self._loss_of(draw) if loss is None else loss
+
+    def _loss_of(self, draw: Draw) -> Tensor:
+        with torch.no_grad():
+            call, num_units = draw()
+        return self._loss(call) / num_units
+
+    def _step(self, loss: Tensor, rate: float) -> None:
         player = self._player
         assert player is not None
         player.zero_grad()
@@ -187,16 +186,27 @@ class Student:
             for group, lr in zip(optim.param_groups, rates, strict=True):
                 group["lr"] = lr
 
-    def ahead(self, num_steps: int, loss: Callable[[], Tensor]) -> Callable[[Call], Tensor]:
+    def ahead(self, num_steps: int, draw: Draw) -> Callable[[Call], Tensor]:
         """Returns the loss of the student as it will be after some steps, of arguments.
 
-        :param int num_steps: number of steps.
-        :param loss: computes the loss of one of the steps, with draws of its own.
+        :param int num_steps: number of steps, each on draws of its own.
+        :param draw: makes arguments with draws, and their number.
         """
         assert self._player is not None and self._module is not None
         optim: Any = self._player.optim
+
+        def loss() -> Tensor:
+            call, num_units = draw()
+            return self._loss(call) / num_units
+
         module = unrolled(self._module, lambda student: student(loss), optim, num_steps)
         return lambda call: module(lambda: self._loss(call))
+
+    def inner_optimizers(self) -> Iterator[torch.optim.Optimizer]:
+        """Yields its optimiser, and those of networks inside of the bound."""
+        if isinstance(self.optim, torch.optim.Optimizer):
+            yield self.optim
+        yield from self._term.inner_optimizers()
 
     # --------------------------------------------------------------------------------------- state
 
@@ -213,6 +223,27 @@ class Student:
         assert self._player is not None
         self._player.load_state_dict(state["program"])
         self._term.load_state_dict(state["elbo"])
+
+
+def check_scores(name: str, loss: Callable[[], Tensor]) -> None:
+    """Checks that a student scores something.
+
+    :param str name: what it scores.
+    :param loss: computes its loss.
+    :raises ValueError: if it raises, or is not finite.
+    """
+    try:
+        value = float(loss())
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ValueError(
+            f"`estimator` must score the {name} by its `elbo`, but raised: {error}"
+        ) from error
+    if not math.isfinite(value):
+        raise ValueError(
+            f"`estimator` must give the {name} a finite density, but its bound was {-value}"
+        )
 
 
 def _observed(tap: Tap) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pyro.infer import ELBO, Trace_ELBO
@@ -12,6 +12,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
 from pyro_sig._random_state import preserved_random_state
+from pyro_sig.adversarial._fitted_student import FittedStudent
 from pyro_sig.adversarial._program_player import ProgramPlayer
 from pyro_sig.adversarial._student import Call, Student
 from pyro_sig.adversarial._substitute import substitutes, with_draws
@@ -23,7 +24,15 @@ from pyro_sig.adversarial.penalties.penalty import check_number
 
 __all__ = ["LBT"]
 
-Estimator = Callable[..., Any] | Sequence[Callable[..., Any]]
+
+class Fits(Protocol):
+    """An estimator that has its best answer in closed form."""
+
+    def fit(self, *args: Any, **kwargs: Any) -> Callable[..., Any]:  # noqa: ANN401
+        """Returns a program that scores data."""
+
+
+Estimator = Callable[..., Any] | Sequence[Callable[..., Any]] | Fits
 
 
 class LBT(Trainer):
@@ -49,10 +58,14 @@ class LBT(Trainer):
 
     :param model: the teacher, a Pyro program that observes its arguments.
     :param estimator: the student: a pair ``(model, guide)``, or a model without latents, called
-        with the arguments of the teacher and the teacher's draws in place of the data.
+        with the arguments of the teacher and the teacher's draws in place of the data. Or an object
+        with a method ``fit``, which gets the same and returns its best answer in closed form, a
+        model without latents: moments of a Normal law, the draws of a kernel density. Then there
+        are no steps.
     :param optim: optimiser of the teacher's parameters, of :mod:`pyro.optim` or torch.
     :param estimator_optim: optimiser of the student's parameters, Adam, AdamW, SGD or RMSprop of
-        torch or :mod:`pyro.optim`. Derivatives through Adam want ``eps=1e-4`` and a first beta of
+        torch or :mod:`pyro.optim`; None for an estimator that fits
+        itself. Derivatives through Adam want ``eps=1e-4`` and a first beta of
         0.5, as in the paper.
     :param int inner_steps: the :math:`K`.
     :param int commits: how many times :math:`K` steps the student keeps.
@@ -106,7 +119,7 @@ class LBT(Trainer):
         model: Callable[..., Any],
         estimator: Estimator,
         optim: PyroOptim | torch.optim.Optimizer,
-        estimator_optim: PyroOptim | torch.optim.Optimizer,
+        estimator_optim: PyroOptim | torch.optim.Optimizer | None = None,
         *,
         inner_steps: int = 5,
         commits: int = 1,
@@ -120,7 +133,6 @@ class LBT(Trainer):
     ) -> None:
         super().__init__()
         check_callable("model", model)
-        student, guide = _as_pair(estimator)
         self.model = model
         self.inner_steps = check_integer("inner_steps", inner_steps, least=1)
         self.commits = check_integer("commits", commits, least=0)
@@ -137,8 +149,9 @@ class LBT(Trainer):
             self._program = ProgramPlayer(optim, ema)
         else:
             self._program = _check_gan(gan, model, optim, ema)
-        elbo = Trace_ELBO() if elbo is None else elbo
-        self._student = Student(student, guide, estimator_optim, elbo)
+        self._student = _make_student(
+            estimator, estimator_optim, Trace_ELBO() if elbo is None else elbo
+        )
         self._last_score = math.nan
 
     @property
@@ -147,7 +160,7 @@ class LBT(Trainer):
         return self._program.optim
 
     @property
-    def estimator_optim(self) -> PyroOptim | torch.optim.Optimizer:
+    def estimator_optim(self) -> PyroOptim | torch.optim.Optimizer | None:
         """The optimiser of the student; torch's once its parameters are known."""
         return self._student.optim
 
@@ -169,7 +182,9 @@ class LBT(Trainer):
         """
         self._prepare(args, kwargs)
         self._program.zero_grad()  # what other losses have left
-        on_draws = self._teach(args, kwargs)
+        on_draws = self._student.teach(
+            self.commits * self.inner_steps, self.commit_rate, lambda: self._draw(args, kwargs)
+        ).item()
         beside: tuple[float, ...] = ()
         if self.gan is not None:
             self.gan.num_steps = self.num_steps
@@ -199,8 +214,7 @@ class LBT(Trainer):
         """
         self._prepare(args, kwargs)
         with modules_run(), torch.no_grad():
-            call, num_units = self._draw(args, kwargs)
-            on_draws = self._student.loss(call) / num_units
+            on_draws = self._student.teach(0, 1.0, lambda: self._draw(args, kwargs))
             on_data = self._score_ahead(args, kwargs)
         beside = () if self.gan is None else self.gan.evaluate_loss(*args, **kwargs)
         return on_draws.item(), on_data.item(), *beside
@@ -213,30 +227,16 @@ class LBT(Trainer):
         """
         return self._program.averaged()
 
-    def _teach(self, args: tuple, kwargs: dict[str, Any]) -> float:
-        """Takes the steps that the student keeps, each on fresh draws; returns the last loss."""
-        loss = None
-        for _ in range(self.commits * self.inner_steps):
-            with torch.no_grad():
-                call, num_units = self._draw(args, kwargs)
-            loss = self._student.loss(call) / num_units
-            self._student.step(loss, self.commit_rate)
-        if loss is None:
-            with torch.no_grad():
-                call, num_units = self._draw(args, kwargs)
-                loss = self._student.loss(call) / num_units
-        return loss.item()
-
     def _score_ahead(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         """Scores the data by the student as it will be after some more steps."""
         sizes = []
 
-        def loss() -> Tensor:
+        def draw() -> tuple[Call, int]:
             call, num_units = self._draw(args, kwargs)
             sizes.append(num_units)
-            return self._student.loss(call) / num_units
+            return call, num_units
 
-        ahead = self._student.ahead(self.inner_steps, loss)
+        ahead = self._student.ahead(self.inner_steps, draw)
         return ahead((args, kwargs)) / sizes[-1]
 
     def _draw(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Call, int]:
@@ -287,14 +287,25 @@ class LBT(Trainer):
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
-def _as_pair(estimator: Estimator) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
+def _make_student(
+    estimator: Any,  # noqa: ANN401
+    optim: PyroOptim | torch.optim.Optimizer | None,
+    elbo: ELBO,
+) -> Student | FittedStudent:
+    if callable(getattr(estimator, "fit", None)):
+        if optim is not None:
+            raise ValueError(
+                "`estimator_optim` must be None for an `estimator` with a method fit, which takes "
+                f"no steps, was {type(optim).__name__}"
+            )
+        return FittedStudent(estimator.fit, elbo)
     pair = tuple(estimator) if isinstance(estimator, (tuple, list)) else (estimator, None)
     if len(pair) != 2 or not callable(pair[0]) or not (pair[1] is None or callable(pair[1])):
         raise ValueError(
-            "`estimator` must be a pair of programs (model, guide), or one model, was "
-            f"{estimator!r}"
+            "`estimator` must be a pair of programs (model, guide), one model, or an object with "
+            f"a method fit, was {estimator!r}"
         )
-    return pair[0], pair[1]
+    return Student(pair[0], pair[1], optim, elbo)
 
 
 def _check_gan(gan: GAN, model: Any, optim: Any, ema: float | None) -> ProgramPlayer:  # noqa: ANN401

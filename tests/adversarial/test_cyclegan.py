@@ -13,91 +13,15 @@ from torch import nn
 from pyro_sig.adversarial import CycleGAN, linear_decay, objectives, penalties
 from pyro_sig.infer import train
 from pyro_sig.nn import MLP
-
-
-class Program:
-    """A translator as a program, with its network in the param store."""
-
-    def __init__(self, name, net, noise=0.0):
-        self.name, self.net, self.noise = name, net, noise
-
-    def __call__(self, rows):
-        pyro.module(self.name, self.net)
-        loc = self.net(rows)
-        if not self.noise:
-            return loc
-        with pyro.plate("rows", len(rows)):
-            return pyro.sample("out", dist.Normal(loc, self.noise).to_event(1))
-
-
-class Affine:
-    """A translator of parameters of the param store, without a network."""
-
-    def __init__(self, name):
-        self.name = name
-
-    def __call__(self, rows):
-        loc = pyro.param(f"{self.name}_loc", rows.new_zeros(2))
-        scale = pyro.param(f"{self.name}_scale", rows.new_ones(2), dist.constraints.positive)
-        return loc + scale * rows
-
-
-class Drawn(PyroModule):
-    """A translator as a Pyro module."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, rows):
-        return pyro.sample("out", dist.Normal(self.net(rows), 0.1).to_event(2))
-
-
-def net(**kwargs):
-    return MLP(2, [8], 2, nn.Tanh, **kwargs)
-
-
-def batched():
-    return nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
-
-
-KINDS = {
-    "modules": lambda: (net(), net()),
-    "programs": lambda: (Program("f", net()), Program("b", net())),
-    "stochastic": lambda: (Program("f", net(), 0.1), Program("b", net(), 0.1)),
-    "mixed": lambda: (Program("f", net(), 0.1), net()),
-    "parameters": lambda: (Affine("f"), Affine("b")),
-    "Pyro modules": lambda: (Drawn(net()), Drawn(net())),
-    "batch statistics": lambda: (batched(), Program("b", batched())),
-}
-SAME_NAME = ("Pyro modules",)  # both have their tensors under one name in the param store
-
-
-def parameters(*translators):
-    found = []
-    for translator in translators:
-        module = translator if isinstance(translator, nn.Module) else translator.net
-        found += list(module.parameters())
-    return found
-
-
-def make(translators=None, optim="torch", dtype=None, lr=0.02, **settings):
-    forward, backward = translators or (net(dtype=dtype), net(dtype=dtype))
-    critics = [MLP(2, [8], 1, dtype=dtype) for _ in range(2)]
-    if optim == "torch":
-        optim = torch.optim.Adam(parameters(forward, backward), lr=lr)
-    elif optim == "pyro":
-        optim = pyro.optim.Adam({"lr": lr})
-    elif optim == "schedule":
-        optim = pyro.optim.LambdaLR(
-            {
-                "optimizer": torch.optim.Adam,
-                "optim_args": {"lr": lr},
-                "lr_lambda": linear_decay(8, 0.25),
-            }
-        )
-    critic_optim = torch.optim.Adam([p for c in critics for p in c.parameters()], lr=lr)
-    return CycleGAN(forward, backward, *critics, optim, critic_optim, **settings)
+from tests.adversarial.translators import (
+    KINDS,
+    SAME_NAME,
+    Translator,
+    batched,
+    make_cyclegan,
+    net,
+    parameters,
+)
 
 
 def data(n=6, m=6, dtype=None):
@@ -114,7 +38,7 @@ def snapshot(gan):
 @pytest.mark.parametrize("identity_weight", [0.0, 0.5])
 def test_losses_are_those_computed_by_hand(identity_weight):
     x, y = data(6, 9)
-    gan = make(cycle_weight=3.0, identity_weight=identity_weight, pool_size=0)
+    gan = make_cyclegan(cycle_weight=3.0, identity_weight=identity_weight, pool_size=0)
     f, b, critic_x, critic_y = gan.forward, gan.backward, gan.critic_x, gan.critic_y
     with torch.no_grad():
         fake_x, fake_y = b(y), f(x)
@@ -187,7 +111,7 @@ def test_another_distance(per_row):
         return value if per_row else value.mean()
 
     x, y = data(6, 9)
-    gan = make(cycle_distance=squared)
+    gan = make_cyclegan(cycle_distance=squared)
     with torch.no_grad():
         f, b = gan.forward, gan.backward
         expected = squared(b(f(x)), x).mean() + squared(f(b(y)), y).mean()
@@ -239,7 +163,7 @@ def test_every_objective(name):
     objective = getattr(objectives, name)() if objective is None else objective
     terms = [penalties.WeightClipping(1.0)]
     x, y = data()
-    gan = make(objective=objective, penalties=terms, critic_steps=2)
+    gan = make_cyclegan(objective=objective, penalties=terms, critic_steps=2)
     gan.step(x, y)
     before = snapshot(gan)
     losses = gan.step(x, y)
@@ -268,7 +192,7 @@ def test_every_objective(name):
 )
 def test_penalties_enter_half_the_sum(penalty):
     x, y = data()
-    gan = make(penalties=penalty, pool_size=0)
+    gan = make_cyclegan(penalties=penalty, pool_size=0)
     expected = gan.evaluate_loss(x, y)[0]
     torch.manual_seed(1)
     with torch.no_grad():
@@ -290,7 +214,7 @@ def test_it_trains_everything(kind, optim):
     translators = KINDS[kind]()
     if kind in SAME_NAME:
         translators = (translators[0], net())
-    gan, (x, y) = make(translators, optim), data(5, 7)
+    gan, (x, y) = make_cyclegan(translators, optim), data(5, 7)
     history = train(gan, (x, y), 1, progress=False)
     assert list(history) == ["critic", "generator", "cycle"]
     assert len(gan._program.params) == (
@@ -335,7 +259,7 @@ def test_gradients_of_the_critics_do_not_reach_the_translators_and_conversely():
 
 
 def test_evaluation_changes_nothing():
-    gan, (x, y) = make((batched(), Program("b", batched()))), data()
+    gan, (x, y) = make_cyclegan((batched(), Translator("b", batched()))), data()
     gan.evaluate_loss(x, y)  # before any step too
     assert gan.num_steps == 0
     gan.step(x, y)
@@ -350,7 +274,7 @@ def test_the_first_step_leaves_the_random_state_to_the_program():
     for warm in (False, True):
         pyro.clear_param_store()
         torch.manual_seed(0)
-        gan, (x, y) = make(KINDS["stochastic"](), "pyro"), data()
+        gan, (x, y) = make_cyclegan(KINDS["stochastic"](), "pyro"), data()
         if warm:
             gan._prepare((x, y), {})
         draws.append(gan.step(x, y))
@@ -358,7 +282,7 @@ def test_the_first_step_leaves_the_random_state_to_the_program():
 
 
 def test_a_running_average():
-    gan, (x, y) = make(ema=0.5), data()
+    gan, (x, y) = make_cyclegan(ema=0.5), data()
     for _ in range(3):
         gan.step(x, y)
     last = [p.detach().clone() for p in parameters(gan.forward, gan.backward)]
@@ -368,7 +292,7 @@ def test_a_running_average():
     assert all(not torch.equal(a, b) for a, b in zip(last, inside, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(last, after, strict=True))
     with pytest.raises(ValueError, match="`ema` must be a decay"):
-        make().averaged().__enter__()
+        make_cyclegan().averaged().__enter__()
 
 
 def test_one_translator_may_go_both_ways():
@@ -381,7 +305,7 @@ def test_one_translator_may_go_both_ways():
 
 def test_double_and_half_precision():
     x, y = data(dtype=torch.float64)
-    gan = make(dtype=torch.float64, penalties=penalties.R1(1.0), pool_size=4)
+    gan = make_cyclegan(dtype=torch.float64, penalties=penalties.R1(1.0), pool_size=4)
     for _ in range(3):
         gan.step(x, y)
     assert gan._pools.x.state_dict()["stored"].dtype == torch.float64
@@ -390,7 +314,7 @@ def test_double_and_half_precision():
     losses = []
     for autocast in (None, torch.bfloat16):
         torch.manual_seed(0)
-        gan = make(autocast=autocast, cycle_weight=1.0)
+        gan = make_cyclegan(autocast=autocast, cycle_weight=1.0)
         losses.append(gan.step(x, y))
         assert all(p.dtype == torch.float32 for p in snapshot(gan))
     # bfloat16 keeps 8 bits: a relative error of 2^-8 in each of a few layers.
@@ -415,7 +339,9 @@ def continue_for(gan, num_steps, schedules=()):
 @pytest.mark.parametrize("kind", ["modules", "stochastic", "mixed", "batch statistics"])
 def test_a_restored_trainer_goes_on_bit_for_bit(kind, optim):
     def fresh():
-        gan = make(KINDS[kind](), optim, ema=0.9, pool_size=6, identity_weight=0.5, critic_steps=2)
+        gan = make_cyclegan(
+            KINDS[kind](), optim, ema=0.9, pool_size=6, identity_weight=0.5, critic_steps=2
+        )
         players = [gan.critic_optim] + [gan.optim] * (optim == "torch")
         factor = linear_decay(8, 0.25)
         return gan, [torch.optim.lr_scheduler.LambdaLR(player, factor) for player in players]
@@ -443,7 +369,7 @@ def test_a_restored_trainer_goes_on_bit_for_bit(kind, optim):
 
 
 def test_a_state_of_another_trainer():
-    gan = make()
+    gan = make_cyclegan()
     gan.step(*data())
     with pytest.raises(ValueError, match="`state_dict` must hold"):
         gan.load_state_dict({"num_steps": 1})
@@ -505,15 +431,15 @@ def test_bad_batches():
         ((x, torch.tensor(1.0)), "y"),
     ]:
         with pytest.raises(ValueError, match=f"`{name}` must"):
-            make().step(*wrong)
+            make_cyclegan().step(*wrong)
     with pytest.raises(ValueError, match="`identity_weight` must be 0"):
-        make(identity_weight=0.5).step(x, torch.randn(6, 3))
+        make_cyclegan(identity_weight=0.5).step(x, torch.randn(6, 3))
     for settings in (
         {"objective": objectives.Relativistic()},
         {"penalties": penalties.GradientPenalty()},
     ):
         with pytest.raises(ValueError, match="`y` must have as many rows as `x`"):
-            make(**settings).step(x, y[:4])
+            make_cyclegan(**settings).step(x, y[:4])
 
 
 class Wrong(nn.Module):
@@ -545,38 +471,38 @@ def test_bad_translations(name, spoil, message):
     with pytest.raises(
         ValueError, match=f"`{name}` must return a.*{message}|`{name}` must {message}"
     ):
-        make(pair).step(*data())
+        make_cyclegan(pair).step(*data())
 
 
 def test_a_discrete_site_has_no_gradient():
-    class Discrete(Program):
+    class Discrete(Translator):
         def __call__(self, rows):
             pyro.module(self.name, self.net)
             with pyro.plate("rows", len(rows)):
                 return pyro.sample("out", dist.Bernoulli(logits=self.net(rows)).to_event(1))
 
     with pytest.raises(ValueError, match="`backward` must return a tensor with a gradient"):
-        make((net(), Discrete("b", net()))).step(*data())
+        make_cyclegan((net(), Discrete("b", net()))).step(*data())
 
 
 def test_a_network_that_is_not_registered():
     hidden = net()
-    forward = Program("f", net())
+    forward = Translator("f", net())
     optim = torch.optim.Adam(parameters(forward, hidden), lr=0.1)
     with pytest.raises(ValueError, match="`backward` must have parameters that train"):
-        make((forward, lambda rows: hidden(rows)), optim).step(*data())
+        make_cyclegan((forward, lambda rows: hidden(rows)), optim).step(*data())
 
 
 def test_an_optimiser_that_lacks_a_parameter():
     f, b = net(), net()
     with pytest.raises(ValueError, match=r"`optim` must hold every parameter.*backward\."):
-        make((f, b), torch.optim.Adam(f.parameters(), lr=0.1)).step(*data())
+        make_cyclegan((f, b), torch.optim.Adam(f.parameters(), lr=0.1)).step(*data())
 
 
 def test_a_plain_module_whose_name_is_taken():
     pyro.module("forward", net())
     with pytest.raises(ValueError, match="`forward` must be alone under this name"):
-        make(optim="pyro").step(*data())
+        make_cyclegan(optim="pyro").step(*data())
 
 
 def test_players_that_share_a_tensor():
@@ -597,16 +523,16 @@ def test_bad_scores_and_distances():
         CycleGAN(f, b, *critics, *optims).step(x, y)
     for distance in (lambda a, b: 1.0, lambda a, b: a - b):
         with pytest.raises(ValueError, match="`cycle_distance` must return"):
-            make(cycle_distance=distance).step(x, y)
+            make_cyclegan(cycle_distance=distance).step(x, y)
 
 
 def test_a_critic_that_needs_a_bounded_slope():
     with pytest.warns(UserWarning, match="needs a critic with a bounded slope"):
-        make(objective=objectives.Wasserstein())
+        make_cyclegan(objective=objectives.Wasserstein())
 
 
 def test_it_has_a_repr():
-    gan = make(penalties=penalties.R1(0.1), cycle_weight=1.0, pool_size=0)
+    gan = make_cyclegan(penalties=penalties.R1(0.1), cycle_weight=1.0, pool_size=0)
     assert repr(gan) == "CycleGAN(LeastSquares(), R1(gamma=0.1), cycle_weight=1.0, pool_size=0)"
 
 

@@ -8,161 +8,22 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
-from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
 from pyro_sig.adversarial import GAN, LBT, objectives, penalties
-from pyro_sig.distributions import Implicit, SemiImplicit
+from pyro_sig.distributions import Implicit
 from pyro_sig.nn import MLP
 from tests.adversarial.programs import Batched, Location, PushForward
-
-# As the paper has it; derivatives through Adam want the large eps.
-ADAM = {"lr": 0.05, "betas": (0.5, 0.999), "eps": 1e-4}
-
-
-class GaussianStudent:
-    """A Normal law: the student whose optimum is known."""
-
-    def __init__(self, dim=2, dtype=None):
-        self.start = torch.zeros(dim, dtype=dtype)
-
-    def __call__(self, x):
-        loc = pyro.param("student_loc", self.start)
-        scale = pyro.param("student_scale", self.start + 1, dist.constraints.positive)
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(loc, scale).to_event(1), obs=x)
-
-
-class VAE:
-    """A student with a latent, a decoder and an encoder."""
-
-    def __init__(self, norm=False):
-        layers = [nn.Linear(3, 8), nn.BatchNorm1d(8)] if norm else [nn.Linear(3, 8)]
-        self.decoder = nn.Sequential(*layers, nn.Tanh(), nn.Linear(8, 2))
-        self.encoder = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 6))
-
-    def model(self, x):
-        pyro.module("student_decoder", self.decoder)
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(self.decoder(z), 0.5).to_event(1), obs=x)
-
-    def guide(self, x):
-        pyro.module("student_encoder", self.encoder)
-        loc, raw = self.encoder(x).chunk(2, -1)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(loc, raw.exp()).to_event(1))
-
-
-class SemiImplicitVAE(VAE):
-    """The same with a guide that is a mixture by a network on noise."""
-
-    def __init__(self):
-        super().__init__()
-        self.encoder = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3))
-
-    def guide(self, x):
-        pyro.module("student_encoder", self.encoder)
-        mixing = Implicit(
-            lambda eps, rows: self.encoder(torch.cat([eps, rows], -1)),
-            dist.Normal(torch.zeros(1), 1.0).to_event(1),
-            event_shape=3,
-            inputs=x,
-        )
-        with pyro.plate("data", len(x)):
-            pyro.sample(
-                "z",
-                SemiImplicit(
-                    mixing, lambda psi: dist.Normal(psi, 0.3).to_event(1), 5, share_draws=False
-                ),
-            )
-
-
-class Mixture:
-    """A Gaussian mixture, or with fixed weights and one width a kernel density."""
-
-    def __init__(self, kernel):
-        self.kernel = kernel
-        self.start = torch.randn(6, 2)
-
-    def __call__(self, x):
-        centres = pyro.param("centres", self.start)
-        width = pyro.param("width", torch.tensor(0.5), dist.constraints.positive)
-        logits = torch.zeros(6)
-        if not self.kernel:
-            logits = pyro.param("logits", logits)
-        law = dist.MixtureSameFamily(
-            dist.Categorical(logits=logits), dist.Normal(centres, width).to_event(1)
-        )
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", law, obs=x)
-
-
-class SIGStudent(PushForward):
-    """A semi-implicit law as the student."""
-
-    def __call__(self, x):
-        pyro.module("student_net", self.net)
-        law = SemiImplicit(
-            Implicit(self.net, self.noise, event_shape=2),
-            lambda psi: dist.Normal(psi, 0.5).to_event(1),
-            16,
-        )
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", law, obs=x)
-
-
-class ModuleStudent(PyroModule):
-    """A student that is a PyroModule, with a constrained parameter and a network."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = PyroModule[nn.Linear](2, 2)
-        self.width = PyroParam(torch.tensor(0.5), dist.constraints.positive)
-
-    def forward(self, x):
-        with pyro.plate("data", len(x)):
-            loc = self.net(torch.ones(len(x), 2))
-            pyro.sample("x", dist.Normal(loc, self.width).to_event(1), obs=x)
-
-
-def vae(**options):
-    student = VAE(**options)
-    return student.model, student.guide
-
-
-def semi_implicit_vae():
-    student = SemiImplicitVAE()
-    return student.model, student.guide
-
-
-STUDENTS = {
-    "exact": GaussianStudent,
-    "VAE": vae,
-    "VAE, batch statistics": lambda: vae(norm=True),
-    "semi-implicit VAE": semi_implicit_vae,
-    "kernel density": lambda: Mixture(kernel=True),
-    "Gaussian mixture": lambda: Mixture(kernel=False),
-    "SIG": SIGStudent,
-    "PyroModule": ModuleStudent,
-}
-
-
-def make_lbt(student=None, model=None, optim=None, estimator_optim=None, **settings):
-    """An LBT of a small network with a student; `gan` is the settings of a GAN."""
-    model = PushForward() if model is None else model
-    optim = pyro.optim.Adam({"lr": 0.05}) if optim is None else optim
-    if "gan" in settings:
-        critic = MLP(2, [8], 1)
-        critic_optim = torch.optim.Adam(critic.parameters(), lr=0.05)
-        settings["gan"] = GAN(model, critic, optim, critic_optim, **settings["gan"])
-    return LBT(
-        model,
-        GaussianStudent() if student is None else student,
-        optim,
-        pyro.optim.Adam(ADAM) if estimator_optim is None else estimator_optim,
-        **settings,
-    )
+from tests.adversarial.students import (
+    ADAM,
+    STUDENTS,
+    GaussianStudent,
+    KernelDensity,
+    Mixture,
+    Moments,
+    make_lbt,
+    vae,
+)
 
 
 def student_params(lbt):
@@ -261,10 +122,10 @@ def test_steps_ahead_are_those_that_the_student_would_take():
     lbt.step(x)
     torch.manual_seed(1)
     ahead = lbt._score_ahead((x,), {}).item()
-    assert ahead != pytest.approx((lbt._student.loss(((x,), {})) / 7).item(), rel=1e-3)
+    assert ahead != pytest.approx((lbt._student._loss(((x,), {})) / 7).item(), rel=1e-3)
     torch.manual_seed(1)
-    lbt._teach((x,), {})
-    assert ahead == pytest.approx((lbt._student.loss(((x,), {})) / 7).item(), rel=1e-5)
+    lbt._student.teach(3, 1.0, lambda: lbt._draw((x,), {}))
+    assert ahead == pytest.approx((lbt._student._loss(((x,), {})) / 7).item(), rel=1e-5)
 
 
 # ---------------------------------------------------------------------------- the student's keeping
@@ -444,6 +305,72 @@ def test_batch_statistics_of_the_teacher_are_kept_by_evaluation():
     before = teacher.net[1].running_mean.clone()
     lbt.evaluate_loss(x)
     assert torch.equal(before, teacher.net[1].running_mean)
+
+
+# --------------------------------------------------------------------------------- closed forms
+
+
+def test_a_student_in_closed_form_is_the_end_of_all_steps():
+    """The gradient is that through the moments of the draws."""
+    x = torch.randn(50, 2) + 1
+    lbt = make_lbt(Moments())
+    lbt.step(x)
+    torch.manual_seed(3)
+    loss = lbt._score_ahead((x,), {})
+    torch.manual_seed(3)
+    draws = lbt.model.law().expand([50]).sample()
+    by_hand = -dist.Normal(draws.mean(0), draws.std(0, correction=0)).log_prob(x).sum(-1).mean()
+    assert loss.item() == pytest.approx(by_hand.item(), rel=1e-5)
+    assert lbt.estimator_optim is None
+
+
+def test_a_kernel_density_teaches_what_sig_does():
+    """Its draws are the psi of a SIG: the two losses are one."""
+    x = torch.randn(20, 2)
+    lbt = make_lbt(KernelDensity())
+    lbt.step(x)
+    torch.manual_seed(3)
+    loss = lbt._score_ahead((x,), {})
+    torch.manual_seed(3)
+    psi = lbt.model.law().expand([20]).sample()
+    log_prob = dist.Normal(psi, 0.5).to_event(1).log_prob(x.unsqueeze(1))
+    sig = math.log(20) - log_prob.logsumexp(1).mean()
+    assert loss.item() == pytest.approx(sig.item(), rel=1e-5)
+
+
+def test_a_teacher_of_moments_finds_the_data():
+    """Within 2 %; the steps of this student are exact.
+
+    MOMENTS
+    """
+    x = torch.randn(500, 2)
+    x = 3 + 2 * (x - x.mean(0)) / x.std(0, correction=0)
+    num_steps = 300
+    loc = pyro.param("loc", torch.zeros(2))
+    scale = pyro.param("scale", torch.ones(2), dist.constraints.positive).unconstrained()
+    optim = torch.optim.Adam([loc, scale], lr=0.1, betas=(0.5, 0.99))
+    rate = torch.optim.lr_scheduler.LambdaLR(optim, lambda step: 1 - step / num_steps)
+    lbt = make_lbt(Moments(), Location(), optim, ema=0.98)
+    for _ in range(num_steps):
+        lbt.step(x)
+        rate.step()
+    with lbt.averaged():
+        assert (pyro.param("loc") - 3).abs().max() < 0.02 * 2
+        assert (pyro.param("scale") - 2).abs().max() < 0.02 * 2
+
+
+def test_a_student_that_fits_itself_needs_no_optimiser():
+    with pytest.raises(ValueError, match="`estimator_optim` must be None for an `estimator` with"):
+        make_lbt(Moments(), estimator_optim=pyro.optim.Adam(ADAM))
+
+
+def test_a_fit_has_to_be_a_program():
+    class Wrong:
+        def fit(self, x):
+            return x.mean()
+
+    with pytest.raises(ValueError, match="method fit.*returned Tensor"):
+        make_lbt(Wrong()).step(torch.randn(6, 2))
 
 
 # ------------------------------------------------------------------------------------- bad input

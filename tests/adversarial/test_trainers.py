@@ -28,6 +28,8 @@ from tests.adversarial.programs import (
     make_gan,
     make_joint,
 )
+from tests.adversarial.students import STUDENTS, KernelDensity, Moments, make_lbt, vae
+from tests.adversarial.translators import KINDS, SAME_NAME, make_cyclegan
 
 
 class Case(NamedTuple):
@@ -152,6 +154,10 @@ def make_pair(cls, kind, optim=None, contrast=False, **settings):
     return make_joint(cls, pair, optim() if callable(optim) else optim, **settings)
 
 
+def two_batches():
+    return torch.randn(6, 2) + 1, torch.randn(5, 2) - 1
+
+
 # To add a trainer is one line: its factory, and a function that makes its batch unless one tensor
 # of shape [6, 2] will do, as in "mine": Case(make_mine, lambda: (torch.randn(6, 2), 3)).
 TRAINERS = {
@@ -161,6 +167,25 @@ TRAINERS = {
         for name, (cls, kind, options) in JOINT.items()
     },
     "AVB, one latent of all data": Case(lambda: make_joint(AVB, Shared(), num_particles=8)),
+    **{
+        f"CycleGAN, {kind}": Case(lambda make=make: make_cyclegan(make(), "pyro"), two_batches)
+        for kind, make in KINDS.items()
+        if kind not in SAME_NAME
+    },
+    "CycleGAN, pool, average, identity": Case(
+        lambda: make_cyclegan(optim="schedule", pool_size=8, ema=0.9, identity_weight=0.5),
+        two_batches,
+    ),
+    "CycleGAN, relativistic": Case(
+        lambda: make_cyclegan(optim="pyro", objective=objectives.Relativistic()),
+        lambda: (torch.randn(6, 2) + 1, torch.randn(6, 2) - 1),
+    ),
+    **{f"LBT, {name}": Case(lambda make=make: make_lbt(make())) for name, make in STUDENTS.items()},
+    "LBT, a fit": Case(lambda: make_lbt(Moments())),
+    "LBT, average, clipped": Case(lambda: make_lbt(ema=0.9, clip_norm=1.0, commits=2)),
+    "LBT-GAN": Case(lambda: make_lbt(vae(), gan={})),
+    "LBT-GAN, unrolled, average": Case(lambda: make_lbt(gan={"unroll": 1, "ema": 0.9})),
+    "LBT-GAN, a fit": Case(lambda: make_lbt(KernelDensity(), gan={"critic_steps": 2})),
 }
 EACH = pytest.mark.parametrize(("make", "batch"), TRAINERS.values(), ids=TRAINERS)
 
