@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -56,9 +56,9 @@ class Game(Trainer):
         self.conditional = conditional
         self.critic_steps = check_integer("critic_steps", critic_steps, least=1)
         self.unroll = check_integer("unroll", unroll, least=0)
-        self.autocast = autocast
+        self._set_autocast(autocast)
         self.compile_networks = compile_networks
-        self._check_precision()
+        self._check_compilation()
 
     @property
     def critic(self) -> nn.Module:
@@ -232,17 +232,12 @@ class Game(Trainer):
         """Computes the same without a gradient, of a draw without one."""
         return ()
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self.autocast is None:
-            return nullcontext()
-        device = next(self.critic.parameters()).device
-        return torch.autocast(device.type, dtype=self.autocast)
+    def _device(self) -> torch.device:
+        return next(self.critic.parameters()).device
 
     # ------------------------------------------------------------------------------ the first step
 
-    def _check_precision(self) -> None:
-        if self.autocast is not None and not isinstance(self.autocast, torch.dtype):
-            raise ValueError(f"`autocast` must be a torch dtype or None, was {self.autocast!r}")
+    def _check_compilation(self) -> None:
         doubled = self.unroll or gradient_points(self.penalties)
         if self.compile_networks and doubled:
             raise ValueError(

@@ -60,8 +60,8 @@ class BiGAN(Game):
         guide disagree on latent sites or their shapes, if the critic does not take them, or as a
         :class:`~pyro_sig.adversarial.GAN` does.
 
-    **Source:** Donahue, Krähenbühl and Darrell, *Adversarial Feature Learning* (2017), eq. 2 and
-    section 3.4; Dumoulin et al., *Adversarially Learned Inference* (2017).
+    **Source:** Donahue, Krähenbühl and Darrell, *Adversarial Feature Learning* (2017); Dumoulin et
+    al., *Adversarially Learned Inference* (2017).
 
     Example::
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import pyro
@@ -126,9 +126,8 @@ class CycleGAN(Trainer):
         check_critic(critic_x, "critic_x")
         check_critic(critic_y, "critic_y")
         _refuse_shared("critic_y", critic_y, "critic_x", critic_x)
-        if autocast is not None and not isinstance(autocast, torch.dtype):
-            raise ValueError(f"`autocast` must be a torch dtype or None, was {autocast!r}")
         super().__init__()
+        self._set_autocast(autocast)
         objective = LeastSquares() if objective is None else objective
         self.forward = forward
         self.backward = backward
@@ -138,7 +137,6 @@ class CycleGAN(Trainer):
         self.identity_weight = check_number("identity_weight", identity_weight)
         self.cycle_distance = cycle_distance
         self.critic_steps = check_integer("critic_steps", critic_steps, least=1)
-        self.autocast = autocast
         self._program = ProgramPlayer(optim, ema)
         critics = nn.ModuleList([critic_x, critic_y])
         self._critic = CriticPlayer(critics, critic_optim, objective, penalties, False)  # type: ignore[arg-type]
@@ -288,11 +286,8 @@ class CycleGAN(Trainer):
             scorer(self.critic_y, (), {}, name="critic_y"),
         )
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self.autocast is None:
-            return nullcontext()
-        device = next(self.critic_x.parameters()).device
-        return torch.autocast(device.type, dtype=self.autocast)
+    def _device(self) -> torch.device:
+        return next(self.critic_x.parameters()).device
 
     # ------------------------------------------------------------------------------ the translators
 

@@ -87,7 +87,7 @@ class LBT(Trainer):
     with a `gan` those of the `gan`.
 
     **Source:** Du, Xu, Li, Zhu and Zhang, *Learning Implicit Generative Models by Teaching
-    Explicit Ones* (2018), eq. 4 to 8 and algorithm 1.
+    Explicit Ones* (2018), https://arxiv.org/abs/1807.03870.
 
     Example::
 

@@ -59,7 +59,7 @@ class VEEGAN(BiGAN):
         arguments, or if a site of the guide has neither a density nor a value that is computed.
 
     **Source:** Srivastava et al., *VEEGAN: Reducing Mode Collapse in GANs using Implicit
-    Variational Learning* (2017), eq. 3 to 6 and algorithm 1.
+    Variational Learning* (2017), https://arxiv.org/abs/1705.07761.
 
     Example::
 

@@ -139,9 +139,9 @@ class ReverseKL(Minimax):
 
     :raises ValueError: from a loss, for empty or not floating point scores.
 
-    Source: Srivastava et al., "VEEGAN", 2017, https://arxiv.org/abs/1705.07761, equation (6);
+    Source: Srivastava et al., "VEEGAN", 2017, https://arxiv.org/abs/1705.07761;
     Mescheder, Nowozin and Geiger, "Adversarial Variational Bayes", 2017,
-    https://arxiv.org/abs/1701.04722, equation (3.8).
+    https://arxiv.org/abs/1701.04722.
 
     Example::
 

@@ -1,0 +1,306 @@
+"""The methods of Table 1 on the grid of Gaussians: programs, guides, and how each is trained.
+
+Every fit takes the data's law and settings, and returns a sampler of x.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from _schedules import conditional_std, rate_factor
+from _teaching import KernelStudent, teach
+from pyro.infer import SVI, Trace_ELBO
+from torch import Tensor
+
+from pyro_sig import datasets
+from pyro_sig.adversarial import GAN, VEEGAN, BiGAN, objectives, penalties
+from pyro_sig.distributions import Implicit, SemiImplicit
+from pyro_sig.infer import no_guide, train
+from pyro_sig.nn import MLP, Encoder, Joint
+
+__all__ = ["DEFAULTS", "FIT"]
+
+Sampler = Callable[[tuple[int]], Tensor]
+
+
+# ------------------------------------------------------------------------- what the methods share
+
+
+def make_generator(args: argparse.Namespace) -> tuple[MLP, dist.Distribution]:
+    """The network that all methods train, and its noise: uniform, of mean 0 and variance 1."""
+    bound = torch.full((2,), math.sqrt(3.0), device=args.device)
+    return MLP(2, [100, 100], 2, device=args.device), dist.Uniform(-bound, bound).to_event(1)
+
+
+# -------------------------------------------------------------------------------------------- SIG
+
+
+class SemiImplicitProgram:
+    """The program of SIG and of GAN-SI, ``model(x, std)``."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.net, self.noise = make_generator(args)
+        self.num_mixing = args.num_mixing
+
+    def generator(self, std: float) -> SemiImplicit:
+        """The law of x, with the std of its conditional."""
+        return SemiImplicit(
+            Implicit(self.net, self.noise, event_shape=2),
+            lambda psi: dist.Normal(psi, std).to_event(1),
+            num_mixing=self.num_mixing,
+        )
+
+    def __call__(self, x: Tensor, std: float) -> None:
+        """Runs the program."""
+        pyro.module("generator", self.net)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", self.generator(std), obs=x)
+
+
+def annealed_batches(
+    toy: datasets.Toy, args: argparse.Namespace
+) -> Callable[[int], tuple[Tensor, float]]:
+    """Fresh data and the conditional's std of a step."""
+    steps = args.num_steps
+    return lambda step: (
+        toy.sample(args.batch_size),
+        conditional_std(step / steps, toy.mode_std),
+    )
+
+
+def fit_sig(toy: datasets.Toy, args: argparse.Namespace) -> Sampler:
+    """Trains SIG by plain SVI; returns a sampler of x."""
+    program, steps = SemiImplicitProgram(args), args.num_steps
+    optim = pyro.optim.LambdaLR(
+        {
+            "optimizer": torch.optim.Adam,
+            # The loss is a sum over the batch; Adam does not see its scale.
+            "optim_args": {"lr": args.learning_rate, "betas": (0.95, 0.999)},
+            "lr_lambda": lambda step: rate_factor(step / steps),
+        }
+    )
+    svi = SVI(program, no_guide, optim, Trace_ELBO(max_plate_nesting=1))
+    train(svi, annealed_batches(toy, args), steps, description="SIG")
+    with torch.no_grad():
+        return program.generator(toy.mode_std).sample
+
+
+# ----------------------------------------------------------------------------------- adversaries
+
+
+def fit_gan_si(toy: datasets.Toy, args: argparse.Namespace) -> Sampler:
+    """Trains SIG against a critic of its psi; returns a sampler of x."""
+    program, steps = SemiImplicitProgram(args), args.num_steps
+    critic = MLP(2, [100], 1, device=args.device)
+    optim = torch.optim.Adam(program.net.parameters(), lr=args.learning_rate, betas=(0.95, 0.999))
+    critic_optim = torch.optim.Adam(critic.parameters(), lr=1e-3, betas=(0.5, 0.999))
+    gan = GAN(
+        program,
+        critic,
+        optim,
+        critic_optim,
+        elbo=Trace_ELBO(max_plate_nesting=1),
+        elbo_weight=args.elbo_weight,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optim, lambda step: rate_factor(step / steps))
+    train(
+        gan,
+        annealed_batches(toy, args),
+        steps,
+        callbacks=[schedule],
+        description="GAN-SI",
+    )
+    with torch.no_grad():
+        return program.generator(toy.mode_std).sample
+
+
+def adversary(name: str, **settings: Any) -> Callable[..., Sampler]:
+    """Makes the fit of a network on noise by a critic alone.
+
+    :param name: of the method, for the progress bar.
+    :param settings: what :class:`GAN` gets beside programs and optimisers; ``betas`` are those of
+        both Adams.
+    """
+    betas = settings.pop("betas", (0.5, 0.999))
+
+    def fit(toy: datasets.Toy, args: argparse.Namespace) -> Sampler:
+        net, noise = make_generator(args)
+        critic = MLP(2, [100], 1, device=args.device)
+
+        def model(x: Tensor) -> None:
+            pyro.module("generator", net)
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", Implicit(net, noise, event_shape=2), obs=x)
+
+        optim, critic_optim = (
+            torch.optim.Adam(module.parameters(), lr=args.learning_rate, betas=betas)
+            for module in (net, critic)
+        )
+        gan = GAN(model, critic, optim, critic_optim, **settings)
+        train(gan, lambda step: toy.sample(args.batch_size), args.num_steps, description=name)
+        with torch.no_grad():
+            return Implicit(net, noise, event_shape=2).sample
+
+    return fit
+
+
+# ------------------------------------------------------------- two networks: latents and a guide
+
+
+class Autoencoder:
+    """The pair of VAE, VEEGAN and BiGAN: a latent behind the generator, and an encoder's guide."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.decoder, self.noise = make_generator(args)
+        self.encoder = Encoder(2, [100, 100], 2, device=args.device)
+
+    def model(self, x: Tensor, std: float) -> None:
+        """Draws z, and x around the decoder of z."""
+        pyro.module("decoder", self.decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.noise)
+            pyro.sample("x", dist.Normal(self.decoder(z), std).to_event(1), obs=x)
+
+    def draw_code(self, x: Tensor, std: float) -> None:
+        """Draws z around the encoder of x."""
+        pyro.module("encoder", self.encoder)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(*self.encoder(x)).to_event(1))
+
+    def compute_code(self, x: Tensor, std: float) -> None:
+        """Computes z from x."""
+        pyro.module("encoder", self.encoder)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(self.encoder(x)[0], event_dim=1))
+
+    def sampler(self, std: float) -> Sampler:
+        """Returns a sampler of x."""
+
+        def sample(shape: tuple[int]) -> Tensor:
+            return dist.Normal(self.decoder(self.noise.sample(shape)), std).sample()
+
+        return sample
+
+
+def fit_vae(toy: datasets.Toy, args: argparse.Namespace) -> Sampler:
+    """Trains a VAE with the conditional of SIG."""
+    pair, steps = Autoencoder(args), args.num_steps
+    # An encoder that is Normal wants a prior that has no edge.
+    pair.noise = dist.Normal(torch.zeros(2, device=args.device), 1.0).to_event(1)
+    optim = pyro.optim.LambdaLR(
+        {
+            "optimizer": torch.optim.Adam,
+            "optim_args": {"lr": args.learning_rate},
+            "lr_lambda": lambda step: rate_factor(step / steps),
+        }
+    )
+    svi = SVI(pair.model, pair.draw_code, optim, Trace_ELBO(max_plate_nesting=1))
+    train(svi, annealed_batches(toy, args), steps, description="VAE")
+    return pair.sampler(toy.mode_std)
+
+
+def joint_game(kind: type[BiGAN], **settings: Any) -> Callable[..., Sampler]:
+    """Makes the fit of generator and encoder against a critic of pairs.
+
+    :param kind: BiGAN or VEEGAN.
+    :param settings: what it gets beside programs and optimisers.
+    """
+
+    def fit(toy: datasets.Toy, args: argparse.Namespace) -> Sampler:
+        pair = Autoencoder(args)
+        critic = Joint(MLP(4, [100], 1, device=args.device))
+        players = [*pair.decoder.parameters(), *pair.encoder.parameters()]
+        optim = torch.optim.Adam(players, lr=args.learning_rate, betas=(0.5, 0.999))
+        critic_optim = torch.optim.Adam(
+            critic.parameters(), lr=args.learning_rate, betas=(0.5, 0.999)
+        )
+        game = kind(pair.model, pair.draw_code, critic, optim, critic_optim, **settings)
+        train(
+            game,
+            lambda step: (toy.sample(args.batch_size), toy.mode_std),
+            args.num_steps,
+            description=kind.__name__,
+        )
+        return pair.sampler(toy.mode_std)
+
+    return fit
+
+
+# --------------------------------------------------------------------------- learning by teaching
+
+
+def fit_lbt(toy: datasets.Toy, args: argparse.Namespace) -> Sampler:
+    """Trains the network as the teacher of a kernel density."""
+    return teach_kernel(toy, args, None)
+
+
+def fit_lbt_gan(toy: datasets.Toy, args: argparse.Namespace) -> Sampler:
+    """The same against a critic too."""
+    return teach_kernel(toy, args, MLP(2, [100], 1, device=args.device))
+
+
+def teach_kernel(toy: datasets.Toy, args: argparse.Namespace, critic: MLP | None) -> Sampler:
+    """Trains the network by LBT."""
+    net, noise = make_generator(args)
+    return teach(
+        toy,
+        net,
+        noise,
+        KernelStudent(),
+        num_steps=args.num_steps,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        critic=critic,
+        name="LBT" if critic is None else "LBT-GAN",
+    )
+
+
+# What a run has unless a flag says otherwise. The learning rates of adversaries are the best of
+# 3e-4, 1e-3 and 3e-3 for each of them.
+ADVERSARY: dict[str, Any] = {"num_steps": 12_000, "batch_size": 512, "learning_rate": 3e-3}
+SIG: dict[str, Any] = {"num_steps": 24_000, "learning_rate": 0.04}
+LBT: dict[str, Any] = {"num_steps": 6_000, "batch_size": 512, "learning_rate": 0.04}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "gan": ADVERSARY,
+    "vae": {"num_steps": 24_000, "batch_size": 512, "learning_rate": 3e-3},
+    "veegan": ADVERSARY,
+    "unrolled": ADVERSARY,
+    "sig": SIG | {"batch_size": 256, "num_mixing": 512},
+    "lbt": LBT,
+    "lbt-gan": LBT,
+    "bigan": ADVERSARY,
+    "gan-si": SIG | {"batch_size": 512, "num_mixing": 256, "elbo_weight": 1.0},
+    "wgan-gp": ADVERSARY,
+    "rpgan-r1r2": ADVERSARY,
+}
+
+FIT = {
+    "gan": adversary("gan"),
+    "unrolled": adversary("unrolled", unroll=5, objective=objectives.Minimax()),
+    "sig": fit_sig,
+    "gan-si": fit_gan_si,
+    "wgan-gp": adversary(
+        "wgan-gp",
+        objective=objectives.Wasserstein(),
+        penalties=penalties.GradientPenalty(0.1),
+        critic_steps=5,
+        betas=(0.5, 0.9),
+    ),
+    "rpgan-r1r2": adversary(
+        "rpgan-r1r2",
+        objective=objectives.Relativistic(),
+        penalties=[penalties.R1(1e-3), penalties.R2(1e-3)],
+        betas=(0.0, 0.9),
+    ),
+    "vae": fit_vae,
+    "veegan": joint_game(VEEGAN, weight=0.1),
+    "bigan": joint_game(BiGAN),
+    "lbt": fit_lbt,
+    "lbt-gan": fit_lbt_gan,
+}
