@@ -106,7 +106,7 @@ class FDivergence(Objective):
         return torch.where(u < 0, math.inf, value)
 
     def f_prime(self, u: Tensor) -> Tensor:
-        """Return the derivative of :meth:`f` at `u`, not negative; 0 at the kink of |u - 1|."""
+        """Return the derivative of :meth:`f` at `u`, not negative; 0 at a kink."""
         return self._row.f_prime(u)
 
     def conjugate(self, t: Tensor) -> Tensor:
