@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_sig.nn import MLP, DCGANCritic, DCGANGenerator, Encoder
+from pyro_sig.nn import MLP, DCGANCritic, DCGANGenerator, Encoder, Joint
 
 SIZES = [8, 16, 28, 32]
 NETWORKS = [
@@ -172,3 +172,16 @@ def _depends_on_batch(critic, x):
 def test_bad_arguments(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+def test_joint_feeds_all_values_as_one_row():
+    net = MLP(7, [5], 1)
+    x, z = torch.randn(4, 2, 2), torch.randn(4, 3)
+    expected = net(torch.cat([x.flatten(1), z], -1))
+    assert torch.equal(Joint(net)(x, z), expected)
+    assert list(Joint(net).parameters()) == list(net.parameters())
+
+
+def test_joint_wants_as_many_rows_of_each_value():
+    with pytest.raises(ValueError, match=r"`values` must have the same number of rows.*\[4, 3\]"):
+        Joint(MLP(4, [5], 1))(torch.zeros(4, 2), torch.zeros(3, 2))

@@ -49,12 +49,23 @@ class VEEGAN(BiGAN):
         independent; it has to observe its arguments themselves, in whose place the guide gets the
         draws.
     :param guide: the reconstructor, a program with the same arguments and latent sites.
-    :param critic: see :class:`~pyro_sig.adversarial.BiGAN`, as the arguments not named here.
+    :param critic: a torch module of data and latents, as in :class:`~pyro_sig.adversarial.BiGAN`.
+    :param optim: optimiser of both programs' parameters, of :mod:`pyro.optim` or torch.
+    :param critic_optim: torch's optimiser of ``critic.parameters()``.
     :param objective: one of :mod:`pyro_sig.adversarial.objectives`, by default
         :class:`~pyro_sig.adversarial.objectives.ReverseKL`: the raw score, as in the paper.
+    :param penalties: one or several of :mod:`pyro_sig.adversarial.penalties`.
     :param float weight: the :math:`\lambda`, 1 in the paper.
     :param distance: ``distance(z, reconstructed)`` with tensors of shape ``[units, ...]``, in
         place of the two above: to a tensor whose mean counts. A guide without a density needs one.
+    :param latents: names of the latent sites that the critic sees; by default all of the model.
+    :param conditional: what else the critic sees, as in :class:`~pyro_sig.adversarial.GAN`.
+    :param int critic_steps: updates of the critic in a step.
+    :param int unroll: number of further steps of the critic through which the gradient goes.
+    :param ema: decay of a running average of both programs' parameters.
+    :param autocast: a type for :func:`torch.autocast`.
+    :param bool compile_networks: compile critic and networks, as in
+        :class:`~pyro_sig.adversarial.GAN`.
     :raises ValueError: see :class:`~pyro_sig.adversarial.BiGAN`; also if the data are not
         arguments, or if a site of the guide has neither a density nor a value that is computed.
 
