@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from pyro_sig.adversarial import CycleGAN, linear_decay, objectives, penalties
 from pyro_sig.datasets import load_digits
-from pyro_sig.infer import train
+from pyro_sig.infer import History, train
 from pyro_sig.nn import MLP
 
 BETAS = (0.5, 0.9)
@@ -80,6 +80,30 @@ def quarters(cycle: list[float]) -> tuple[float, float]:
     """Averages the cycle error over the third and the last quarter of the steps."""
     n = max(len(cycle) // 4, 1)
     return statistics.fmean(cycle[-2 * n : -n]), statistics.fmean(cycle[-n:])
+
+
+def translate(
+    gan: CycleGAN,
+    schedules: list[Any],
+    data: tuple[Tensor, Tensor],
+    batch_size: int,
+    num_steps: int,
+    test: Tensor,
+    args: argparse.Namespace,
+) -> tuple[History, Tensor, Tensor]:
+    """Trains on batches of both domains; returns losses, and test rows there and back."""
+    x, y = data
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        rows = torch.randint(len(x), (2, batch_size), device=x.device)
+        return x[rows[0]], y[rows[1]]
+
+    history = train(
+        gan, batch, num_steps, callbacks=schedules, progress=not args.quiet, description="CycleGAN"
+    )
+    with torch.no_grad():
+        there = gan.forward(test)
+        return history, there, gan.backward(there)
 
 
 # -------------------------------------------------------------------------------------- the points
@@ -129,17 +153,8 @@ def fit_points(weight: float, args: argparse.Namespace) -> dict[str, Any]:
         cycle_weight=weight,
     )
 
-    def batch(step: int) -> tuple[Tensor, Tensor]:
-        rows = torch.randint(NUM_POINTS, (2, 256), device=device)
-        return x[rows[0]], y[rows[1]]
-
     start = time.perf_counter()
-    history = train(
-        gan, batch, steps, callbacks=schedules, progress=not args.quiet, description="points"
-    )
-    with torch.no_grad():
-        there = gan.forward(test)
-        back = gan.backward(there)
+    history, there, back = translate(gan, schedules, (x, y), 256, steps, test, args)
     third, last = quarters(history["cycle"])
     return {
         "error": float((there - target).norm(dim=-1).mean()),
@@ -209,17 +224,9 @@ def fit_digits(kind: str, args: argparse.Namespace) -> dict[str, Any]:
         translators, critics, 1e-3, steps, None, penalties.R1(1.0), cycle_weight=1.0
     )
 
-    def batch(step: int) -> tuple[Tensor, Tensor]:
-        rows = torch.randint(NUM_DIGITS, (2, 64), device=device)
-        return x[rows[0]], y[rows[1]]
-
     start = time.perf_counter()
-    history = train(
-        gan, batch, steps, callbacks=schedules, progress=not args.quiet, description="digits"
-    )
+    history, there, back = translate(gan, schedules, (x, y), 64, steps, test, args)
     with torch.no_grad():
-        there = gan.forward(test)
-        back = gan.backward(there)
         read, own = classifier(there).argmax(1), classifier(target).argmax(1)
     third, last = quarters(history["cycle"])
     return {

@@ -151,3 +151,16 @@ def make_joint(cls, programs, optim=None, critic=None, critic_lr=0.05, lr=0.05, 
     optim = pyro.optim.Adam({"lr": lr}) if optim is None else optim
     critic_optim = torch.optim.Adam(critic.parameters(), lr=critic_lr)
     return cls(programs.model, programs.guide, critic, optim, critic_optim, **settings)
+
+
+def rebuild(pair, trainer, encoder_inputs):
+    """Networks with the weights of a pair and its critic, and Adams, for a loop by hand.
+
+    :return: decoder, encoder, critic, and the optimisers of both players.
+    """
+    nets = MLP(1, [6], 2, nn.Tanh), MLP(encoder_inputs, [6], 1, nn.Tanh), MLP(3, [8], 1, nn.Tanh)
+    for net, original in zip(nets, (pair.decoder, pair.encoder, trainer.critic.net), strict=True):
+        net.load_state_dict(original.state_dict())
+    decoder, encoder, critic = nets
+    optim = torch.optim.Adam([*decoder.parameters(), *encoder.parameters()], lr=0.05)
+    return *nets, optim, torch.optim.Adam(critic.parameters(), lr=0.05)

@@ -15,7 +15,8 @@ from pyro_sig.adversarial import AVB, objectives, penalties
 from pyro_sig.distributions import Implicit
 from pyro_sig.infer import train
 from pyro_sig.nn import MLP, Joint
-from tests.adversarial.programs import Pair, Shared, make_joint
+from tests.adversarial.programs import Pair, Shared, make_joint, rebuild
+from tests.adversarial.states import copies
 
 DOUBLE = torch.float64
 
@@ -23,10 +24,6 @@ DOUBLE = torch.float64
 def make(model, guide, critic, lr=1.0, critic_lr=0.0, **settings):
     critic_optim = torch.optim.SGD(critic.parameters(), lr=critic_lr)
     return AVB(model, guide, critic, pyro.optim.SGD({"lr": lr}), critic_optim, **settings)
-
-
-def copies(params):
-    return [p.detach().clone() for p in params]
 
 
 class Ratio(nn.Module):
@@ -98,13 +95,7 @@ def test_a_step_is_that_of_a_loop_by_hand():
     x = torch.randn(6, 2)
     pair = Pair("implicit")
     avb = make_joint(AVB, pair, "torch")
-    decoder, encoder = MLP(1, [6], 2, nn.Tanh), MLP(4, [6], 1, nn.Tanh)
-    critic = MLP(3, [8], 1, nn.Tanh)
-    decoder.load_state_dict(pair.decoder.state_dict())
-    encoder.load_state_dict(pair.encoder.state_dict())
-    critic.load_state_dict(avb.critic.net.state_dict())
-    optim = torch.optim.Adam([*decoder.parameters(), *encoder.parameters()], lr=0.05)
-    critic_optim = torch.optim.Adam(critic.parameters(), lr=0.05)
+    decoder, encoder, critic, optim, critic_optim = rebuild(pair, avb, encoder_inputs=4)
     torch.manual_seed(5)
     losses = [avb.step(x) for _ in range(3)]
     torch.manual_seed(5)

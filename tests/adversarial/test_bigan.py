@@ -13,7 +13,8 @@ from pyro_sig.adversarial import VEEGAN, BiGAN, objectives, penalties
 from pyro_sig.distributions import Implicit
 from pyro_sig.infer import train
 from pyro_sig.nn import MLP, Joint
-from tests.adversarial.programs import Pair, make_joint
+from tests.adversarial.programs import Pair, make_joint, rebuild
+from tests.adversarial.states import copies
 
 DOUBLE = torch.float64
 
@@ -36,10 +37,6 @@ def make(model, guide, critic, cls=BiGAN, lr=0.1, critic_lr=0.1, **settings):
     return cls(model, guide, critic, pyro.optim.SGD({"lr": lr}), critic_optim, **settings)
 
 
-def copies(params):
-    return [p.detach().clone() for p in params]
-
-
 # -------------------------------------------------------------------------------------- by hand
 
 
@@ -47,13 +44,7 @@ def test_a_step_is_that_of_a_loop_by_hand():
     x = torch.randn(6, 2)
     pair = Pair("computed")
     bigan = make_joint(BiGAN, pair, "torch")
-    decoder, encoder = MLP(1, [6], 2, nn.Tanh), MLP(2, [6], 1, nn.Tanh)
-    critic = MLP(3, [8], 1, nn.Tanh)
-    decoder.load_state_dict(pair.decoder.state_dict())
-    encoder.load_state_dict(pair.encoder.state_dict())
-    critic.load_state_dict(bigan.critic.net.state_dict())
-    optim = torch.optim.Adam([*decoder.parameters(), *encoder.parameters()], lr=0.05)
-    critic_optim = torch.optim.Adam(critic.parameters(), lr=0.05)
+    decoder, encoder, critic, optim, critic_optim = rebuild(pair, bigan, encoder_inputs=2)
     torch.manual_seed(5)
     losses = [bigan.step(x) for _ in range(3)]
     torch.manual_seed(5)

@@ -14,6 +14,7 @@ from pyro_sig.adversarial import GAN, LBT, objectives, penalties
 from pyro_sig.distributions import Implicit
 from pyro_sig.nn import MLP
 from tests.adversarial.programs import Batched, Location, PushForward
+from tests.adversarial.states import assert_equal, copies
 from tests.adversarial.students import (
     ADAM,
     STUDENTS,
@@ -28,10 +29,6 @@ from tests.adversarial.students import (
 
 def student_params(lbt):
     return lbt._student._player.params
-
-
-def copies(tensors):
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 # ------------------------------------------------------------------------------------ known answers
@@ -142,22 +139,6 @@ def test_steps_ahead_leave_nothing_behind(name):
     assert_equal(before, after)
     assert all(p.grad is None for p in student_params(lbt).values())
     assert all(p.is_leaf for p in student_params(lbt).values())
-
-
-def assert_equal(a, b):
-    assert type(a) is type(b)
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert set(a) == set(b)
-        for key in a:
-            assert_equal(a[key], b[key])
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b)
-        for one, other in zip(a, b, strict=True):
-            assert_equal(one, other)
-    else:
-        assert a == b
 
 
 def test_the_student_keeps_what_it_would_have_learned_alone():

@@ -28,6 +28,7 @@ from tests.adversarial.programs import (
     make_gan,
     make_joint,
 )
+from tests.adversarial.states import assert_equal, copies
 from tests.adversarial.students import STUDENTS, KernelDensity, Moments, make_lbt, vae
 from tests.adversarial.translators import KINDS, SAME_NAME, make_cyclegan
 
@@ -198,10 +199,6 @@ def critics(trainer):
     return list(critic) if isinstance(critic, nn.ModuleList) else [critic]
 
 
-def copies(params):
-    return [p.detach().clone() for p in params]
-
-
 def parameters(trainer):
     """What the programs of a trainer learn, and its critics, in copies."""
     store = pyro.get_param_store()._params
@@ -263,23 +260,6 @@ def test_train_runs_it_and_names_its_losses(make, batch):
     history = train(trainer, batch(), 2, progress=False)
     assert list(history) == list(trainer.loss_names)
     assert history.num_steps == trainer.num_steps == 2
-
-
-def assert_equal(a, b):
-    """Compares states, bit for bit."""
-    assert type(a) is type(b)
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert set(a) == set(b)
-        for key in a:
-            assert_equal(a[key], b[key])
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_equal(x, y)
-    else:
-        assert a == b or a != a, (a, b)
 
 
 def continue_for(trainer, args, num_steps):

@@ -12,6 +12,7 @@ from pyro_sig.adversarial import VEEGAN, objectives, penalties
 from pyro_sig.infer import train
 from pyro_sig.nn import MLP, Joint
 from tests.adversarial.programs import Pair, make_joint
+from tests.adversarial.states import copies
 
 DOUBLE = torch.float64
 
@@ -19,10 +20,6 @@ DOUBLE = torch.float64
 def make(model, guide, critic, lr=1.0, critic_lr=0.0, **settings):
     critic_optim = torch.optim.SGD(critic.parameters(), lr=critic_lr)
     return VEEGAN(model, guide, critic, pyro.optim.SGD({"lr": lr}), critic_optim, **settings)
-
-
-def copies(params):
-    return [p.detach().clone() for p in params]
 
 
 # --------------------------------------------------------------------------------------- gradients
