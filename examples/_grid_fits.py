@@ -6,6 +6,7 @@ Every fit takes the data's law and settings, and returns a sampler of x.
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +20,7 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
 from pyro_sig import datasets
-from pyro_sig.adversarial import GAN, VEEGAN, BiGAN, objectives, penalties
+from pyro_sig.adversarial import GAN, VEEGAN, BiGAN, linear_decay, objectives, penalties
 from pyro_sig.distributions import Implicit, SemiImplicit
 from pyro_sig.infer import no_guide, train
 from pyro_sig.nn import MLP, Encoder, Joint
@@ -167,17 +168,11 @@ class Autoencoder:
             z = pyro.sample("z", self.noise)
             pyro.sample("x", dist.Normal(self.decoder(z), std).to_event(1), obs=x)
 
-    def draw_code(self, x: Tensor, std: float) -> None:
+    def guide(self, x: Tensor, std: float) -> None:
         """Draws z around the encoder of x."""
         pyro.module("encoder", self.encoder)
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(*self.encoder(x)).to_event(1))
-
-    def compute_code(self, x: Tensor, std: float) -> None:
-        """Computes z from x."""
-        pyro.module("encoder", self.encoder)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Delta(self.encoder(x)[0], event_dim=1))
 
     def sampler(self, std: float) -> Sampler:
         """Returns a sampler of x."""
@@ -200,7 +195,7 @@ def fit_vae(toy: datasets.Toy, args: argparse.Namespace) -> Sampler:
             "lr_lambda": lambda step: rate_factor(step / steps),
         }
     )
-    svi = SVI(pair.model, pair.draw_code, optim, Trace_ELBO(max_plate_nesting=1))
+    svi = SVI(pair.model, pair.guide, optim, Trace_ELBO(max_plate_nesting=1))
     train(svi, annealed_batches(toy, args), steps, description="VAE")
     return pair.sampler(toy.mode_std)
 
@@ -208,25 +203,32 @@ def fit_vae(toy: datasets.Toy, args: argparse.Namespace) -> Sampler:
 def joint_game(kind: type[BiGAN], **settings: Any) -> Callable[..., Sampler]:
     """Makes the fit of generator and encoder against a critic of pairs.
 
+    Learning rates are constant, then fall linearly to 0 over the last 40 % of the steps.
+
     :param kind: BiGAN or VEEGAN.
     :param settings: what it gets beside programs and optimisers.
     """
 
     def fit(toy: datasets.Toy, args: argparse.Namespace) -> Sampler:
-        pair = Autoencoder(args)
+        pair, steps = Autoencoder(args), args.num_steps
         critic = Joint(MLP(4, [100], 1, device=args.device))
         players = [*pair.decoder.parameters(), *pair.encoder.parameters()]
-        optim = torch.optim.Adam(players, lr=args.learning_rate, betas=(0.5, 0.999))
-        critic_optim = torch.optim.Adam(
-            critic.parameters(), lr=args.learning_rate, betas=(0.5, 0.999)
+        optim, critic_optim = (
+            torch.optim.Adam(params, lr=args.learning_rate, betas=(0.5, 0.999))
+            for params in (players, critic.parameters())
         )
-        game = kind(pair.model, pair.draw_code, critic, optim, critic_optim, **settings)
+        game = kind(pair.model, pair.guide, critic, optim, critic_optim, ema=0.999, **settings)
+        factor = linear_decay(steps, constant=0.6)
+        schedules = [torch.optim.lr_scheduler.LambdaLR(o, factor) for o in (optim, critic_optim)]
         train(
             game,
             lambda step: (toy.sample(args.batch_size), toy.mode_std),
-            args.num_steps,
+            steps,
+            callbacks=schedules,
             description=kind.__name__,
         )
+        with game.averaged():
+            pair.decoder = copy.deepcopy(pair.decoder)
         return pair.sampler(toy.mode_std)
 
     return fit
@@ -269,12 +271,12 @@ LBT: dict[str, Any] = {"num_steps": 6_000, "batch_size": 512, "learning_rate": 0
 DEFAULTS: dict[str, dict[str, Any]] = {
     "gan": ADVERSARY,
     "vae": {"num_steps": 24_000, "batch_size": 512, "learning_rate": 3e-3},
-    "veegan": ADVERSARY,
+    "veegan": ADVERSARY | {"num_steps": 40_000},
     "unrolled": ADVERSARY,
     "sig": SIG | {"batch_size": 256, "num_mixing": 512},
     "lbt": LBT,
     "lbt-gan": LBT,
-    "bigan": ADVERSARY,
+    "bigan": ADVERSARY | {"num_steps": 20_000},
     "gan-si": SIG | {"batch_size": 512, "num_mixing": 256, "elbo_weight": 1.0},
     "wgan-gp": ADVERSARY,
     "rpgan-r1r2": ADVERSARY,

@@ -311,7 +311,8 @@ def _make_student(
 def _check_gan(gan: GAN, model: Any, optim: Any, ema: float | None) -> ProgramPlayer:  # noqa: ANN401
     if not isinstance(gan, GAN):
         raise ValueError(f"`gan` must be a GAN of the same model, was {type(gan).__name__}")
-    if gan.model is not model or gan.optim is not optim:
+    # Equal, not identical: a method is a new object each time that it is named.
+    if gan.model != model or gan.optim is not optim:
         raise ValueError("`gan` must be a GAN of the same `model` and `optim`, had another of them")
     if ema is not None:
         raise ValueError(f"`ema` must be given to the `gan`, if there is one, was {ema!r}")

@@ -481,6 +481,20 @@ def test_a_gan_of_another_model_or_optimiser():
         LBT(model, GaussianStudent(), optim, pyro.optim.Adam(ADAM), gan=gan, ema=0.9)
 
 
+def test_a_gan_of_the_same_method():
+    class Holder:
+        def __init__(self):
+            self.program = PushForward()
+
+        def model(self, x):
+            self.program(x)
+
+    holder, optim, critic = Holder(), pyro.optim.Adam({"lr": 0.05}), MLP(2, [8], 1)
+    gan = GAN(holder.model, critic, optim, torch.optim.Adam(critic.parameters()))
+    lbt = LBT(holder.model, GaussianStudent(), optim, pyro.optim.Adam(ADAM), gan=gan)
+    assert all(map(math.isfinite, lbt.step(torch.randn(6, 2))))
+
+
 def test_draws_that_cannot_stand_in_for_data():
     def transformed(x):
         loc = pyro.param("loc", torch.zeros(2))
