@@ -14,7 +14,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from _schedules import conditional_std, rate_factor
+from _schedules import conditional_std, instance_noise_std, rate_factor
 from _teaching import KernelStudent, teach
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
@@ -203,7 +203,8 @@ def fit_vae(toy: datasets.Toy, args: argparse.Namespace) -> Sampler:
 def joint_game(kind: type[BiGAN], **settings: Any) -> Callable[..., Sampler]:
     """Makes the fit of generator and encoder against a critic of pairs.
 
-    Learning rates are constant, then fall linearly to 0 over the last 40 % of the steps.
+    Noise is added to data and draws alike, less and less of it, over the first 60 % of the steps;
+    learning rates are constant so long, then fall linearly to 0.
 
     :param kind: BiGAN or VEEGAN.
     :param settings: what it gets beside programs and optimisers.
@@ -220,13 +221,12 @@ def joint_game(kind: type[BiGAN], **settings: Any) -> Callable[..., Sampler]:
         game = kind(pair.model, pair.guide, critic, optim, critic_optim, ema=0.999, **settings)
         factor = linear_decay(steps, constant=0.6)
         schedules = [torch.optim.lr_scheduler.LambdaLR(o, factor) for o in (optim, critic_optim)]
-        train(
-            game,
-            lambda step: (toy.sample(args.batch_size), toy.mode_std),
-            steps,
-            callbacks=schedules,
-            description=kind.__name__,
-        )
+
+        def batch(step: int) -> tuple[Tensor, float]:
+            x, std = toy.sample(args.batch_size), instance_noise_std(step / steps, toy.mode_std)
+            return x + math.sqrt(std**2 - toy.mode_std**2) * torch.randn_like(x), std
+
+        train(game, batch, steps, callbacks=schedules, description=kind.__name__)
         with game.averaged():
             pair.decoder = copy.deepcopy(pair.decoder)
         return pair.sampler(toy.mode_std)
@@ -271,12 +271,12 @@ LBT: dict[str, Any] = {"num_steps": 6_000, "batch_size": 512, "learning_rate": 0
 DEFAULTS: dict[str, dict[str, Any]] = {
     "gan": ADVERSARY,
     "vae": {"num_steps": 24_000, "batch_size": 512, "learning_rate": 3e-3},
-    "veegan": ADVERSARY | {"num_steps": 40_000},
+    "veegan": ADVERSARY | {"num_steps": 24_000},
     "unrolled": ADVERSARY,
     "sig": SIG | {"batch_size": 256, "num_mixing": 512},
     "lbt": LBT,
     "lbt-gan": LBT,
-    "bigan": ADVERSARY | {"num_steps": 20_000},
+    "bigan": ADVERSARY,
     "gan-si": SIG | {"batch_size": 512, "num_mixing": 256, "elbo_weight": 1.0},
     "wgan-gp": ADVERSARY,
     "rpgan-r1r2": ADVERSARY,
@@ -301,7 +301,7 @@ FIT = {
         betas=(0.0, 0.9),
     ),
     "vae": fit_vae,
-    "veegan": joint_game(VEEGAN, weight=0.1),
+    "veegan": joint_game(VEEGAN, weight=0.03),
     "bigan": joint_game(BiGAN),
     "lbt": fit_lbt,
     "lbt-gan": fit_lbt_gan,
