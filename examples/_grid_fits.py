@@ -271,7 +271,7 @@ LBT: dict[str, Any] = {"num_steps": 6_000, "batch_size": 512, "learning_rate": 0
 DEFAULTS: dict[str, dict[str, Any]] = {
     "gan": ADVERSARY,
     "vae": {"num_steps": 24_000, "batch_size": 512, "learning_rate": 3e-3},
-    "veegan": ADVERSARY | {"num_steps": 24_000},
+    "veegan": ADVERSARY | {"num_steps": 32_000},
     "unrolled": ADVERSARY,
     "sig": SIG | {"batch_size": 256, "num_mixing": 512},
     "lbt": LBT,

