@@ -15,7 +15,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from _schedules import conditional_std, instance_noise_std, rate_factor
-from _teaching import KernelStudent, teach
+from _teaching import teach
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
@@ -254,7 +254,6 @@ def teach_kernel(toy: datasets.Toy, args: argparse.Namespace, critic: MLP | None
         toy,
         net,
         noise,
-        KernelStudent(),
         num_steps=args.num_steps,
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
