@@ -456,7 +456,7 @@ def test_a_student_that_is_the_teacher():
         ({"estimator_optim": 3}, "`estimator_optim` must be an optimiser"),
         ({"optim": 3}, "`optim` must be an optimiser"),
     ],
-    ids=str,
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
 def test_arguments(settings, message):
     with pytest.raises(ValueError, match=message):
