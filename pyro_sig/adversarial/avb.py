@@ -78,6 +78,7 @@ class AVB(Game):
 
     Example::
 
+        >>> import pyro, torch
         >>> import pyro.distributions as dist
         >>> from pyro_sig.distributions import Implicit
         >>> from pyro_sig.nn import MLP, Joint
