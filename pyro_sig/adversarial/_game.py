@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -69,11 +68,6 @@ class Game(Trainer):
     def critic_optim(self) -> torch.optim.Optimizer:
         """The optimiser of the critic."""
         return self._critic.optim
-
-    @property
-    def optim(self) -> PyroOptim | torch.optim.Optimizer:
-        """The optimiser of the program."""
-        return self._program.optim
 
     @property
     def objective(self) -> Objective:
@@ -165,14 +159,6 @@ class Game(Trainer):
         with modules_run():  # batch statistics stay as they are
             draw = self._runs.released(args, kwargs)
         return draw.real, draw.fake
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """Puts the running averages in place of the programs' parameters, within a context.
-
-        :return: a context manager; the programs are run inside of it.
-        :raises ValueError: without `ema`.
-        """
-        return self._program.averaged()
 
     # ---------------------------------------------------------------------------------- the losses
 

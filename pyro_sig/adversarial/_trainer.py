@@ -8,6 +8,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
+from pyro.optim import PyroOptim
+
+from pyro_sig.adversarial._program_player import ProgramPlayer
 
 __all__ = ["Stateful", "Trainer", "check_callable", "check_integer"]
 
@@ -33,6 +36,7 @@ class Trainer:
     """
 
     loss_names: Any = ()
+    _program: ProgramPlayer
 
     def __init__(self) -> None:
         self.num_steps = 0
@@ -57,6 +61,19 @@ class Trainer:
         :return: losses as :meth:`step` returns them.
         """
         raise NotImplementedError
+
+    @property
+    def optim(self) -> PyroOptim | torch.optim.Optimizer:
+        """The optimiser of the programs."""
+        return self._program.optim
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Puts the running averages in place of the programs' parameters, within a context.
+
+        :return: a context manager; the programs are run inside of it.
+        :raises ValueError: without `ema`.
+        """
+        return self._program.averaged()
 
     def _set_autocast(self, autocast: torch.dtype | None) -> None:
         if autocast is not None and not isinstance(autocast, torch.dtype):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import pyro
@@ -143,11 +142,6 @@ class CycleGAN(Trainer):
         self._pools = _Pools(check_integer("pool_size", pool_size, least=0))
 
     @property
-    def optim(self) -> PyroOptim | torch.optim.Optimizer:
-        """The optimiser of the translators."""
-        return self._program.optim
-
-    @property
     def critic_optim(self) -> torch.optim.Optimizer:
         """The optimiser of the critics."""
         return self._critic.optim
@@ -220,14 +214,6 @@ class CycleGAN(Trainer):
                 )
             loss, distances, _ = self._translators_loss(x, y, fakes)
         return critic_loss.item(), loss.item(), *(d.item() for d in distances)
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """Puts the running averages in place of the translators' parameters, within a context.
-
-        :return: a context manager; the translators are run inside of it.
-        :raises ValueError: without `ema`.
-        """
-        return self._program.averaged()
 
     # ---------------------------------------------------------------------------------- the losses
 

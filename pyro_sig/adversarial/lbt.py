@@ -155,11 +155,6 @@ class LBT(Trainer):
         self._last_score = math.nan
 
     @property
-    def optim(self) -> PyroOptim | torch.optim.Optimizer:
-        """The optimiser of the teacher."""
-        return self._program.optim
-
-    @property
     def estimator_optim(self) -> PyroOptim | torch.optim.Optimizer | None:
         """The optimiser of the student; torch's once its parameters are known."""
         return self._student.optim
@@ -218,14 +213,6 @@ class LBT(Trainer):
             on_data = self._score_ahead(args, kwargs)
         beside = () if self.gan is None else self.gan.evaluate_loss(*args, **kwargs)
         return on_draws.item(), on_data.item(), *beside
-
-    def averaged(self) -> Any:  # noqa: ANN401
-        """Puts the running averages in place of the teacher's parameters, within a context.
-
-        :return: a context manager; the program is run inside of it.
-        :raises ValueError: without `ema`.
-        """
-        return self._program.averaged()
 
     def _score_ahead(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         """Scores the data by the student as it will be after some more steps."""
