@@ -75,19 +75,31 @@ def annealed_batches(
     )
 
 
-def fit_sig(toy: datasets.Toy, args: argparse.Namespace) -> Sampler:
-    """Trains SIG by plain SVI; returns a sampler of x."""
-    program, steps = SemiImplicitProgram(args), args.num_steps
+def fit_by_svi(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    toy: datasets.Toy,
+    args: argparse.Namespace,
+    name: str,
+    **options: Any,
+) -> None:
+    """Trains a program by plain SVI and a scheduled Adam, which gets the options."""
     optim = pyro.optim.LambdaLR(
         {
             "optimizer": torch.optim.Adam,
             # The loss is a sum over the batch; Adam does not see its scale.
-            "optim_args": {"lr": args.learning_rate, "betas": (0.95, 0.999)},
-            "lr_lambda": lambda step: rate_factor(step / steps),
+            "optim_args": {"lr": args.learning_rate, **options},
+            "lr_lambda": lambda step: rate_factor(step / args.num_steps),
         }
     )
-    svi = SVI(program, no_guide, optim, Trace_ELBO(max_plate_nesting=1))
-    train(svi, annealed_batches(toy, args), steps, description="SIG")
+    svi = SVI(model, guide, optim, Trace_ELBO(max_plate_nesting=1))
+    train(svi, annealed_batches(toy, args), args.num_steps, description=name)
+
+
+def fit_sig(toy: datasets.Toy, args: argparse.Namespace) -> Sampler:
+    """Trains SIG by plain SVI; returns a sampler of x."""
+    program = SemiImplicitProgram(args)
+    fit_by_svi(program, no_guide, toy, args, "SIG", betas=(0.95, 0.999))
     with torch.no_grad():
         return program.generator(toy.mode_std).sample
 
@@ -185,18 +197,10 @@ class Autoencoder:
 
 def fit_vae(toy: datasets.Toy, args: argparse.Namespace) -> Sampler:
     """Trains a VAE with the conditional of SIG."""
-    pair, steps = Autoencoder(args), args.num_steps
+    pair = Autoencoder(args)
     # An encoder that is Normal wants a prior that has no edge.
     pair.noise = dist.Normal(torch.zeros(2, device=args.device), 1.0).to_event(1)
-    optim = pyro.optim.LambdaLR(
-        {
-            "optimizer": torch.optim.Adam,
-            "optim_args": {"lr": args.learning_rate},
-            "lr_lambda": lambda step: rate_factor(step / steps),
-        }
-    )
-    svi = SVI(pair.model, pair.guide, optim, Trace_ELBO(max_plate_nesting=1))
-    train(svi, annealed_batches(toy, args), steps, description="VAE")
+    fit_by_svi(pair.model, pair.guide, toy, args, "VAE")
     return pair.sampler(toy.mode_std)
 
 

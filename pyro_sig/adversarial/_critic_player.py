@@ -69,7 +69,7 @@ class CriticPlayer:
         self._row_wise = not conditional and is_row_wise(critic)
         self._points = gradient_points(self.penalties)
         self._trained = [p for p in critic.parameters() if p.requires_grad]
-        self._fits = False  # whether it has taken what it is shown
+        self._fitting: set[str] = set()  # critics, by name, that have taken what they are shown
         self._storages = {_storage(p) for p in critic.parameters()}
         self._warn()
 
@@ -128,7 +128,7 @@ class CriticPlayer:
         """
 
         def score(*parts: Tensor) -> Tensor:
-            scores = self._call(critic, parts, args, kwargs)
+            scores = self._call(name, critic, parts, args, kwargs)
             n = len(parts[0])
             if not isinstance(scores, Tensor) or scores.shape not in ((n,), (n, 1)):
                 was = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
@@ -141,8 +141,15 @@ class CriticPlayer:
 
         return score
 
-    def _call(self, critic: Any, parts: tuple, args: tuple, kwargs: Mapping[str, Any]) -> Any:  # noqa: ANN401
-        if self._fits:
+    def _call(
+        self,
+        name: str,
+        critic: Any,  # noqa: ANN401
+        parts: tuple,
+        args: tuple,
+        kwargs: Mapping[str, Any],
+    ) -> Any:  # noqa: ANN401
+        if name in self._fitting:
             return critic(*parts, *args, **kwargs)
         try:
             scores = critic(*parts, *args, **kwargs)
@@ -153,10 +160,10 @@ class CriticPlayer:
                 str(tuple(p.shape)) if isinstance(p, Tensor) else repr(p) for p in (*parts, *args)
             )
             raise ValueError(
-                f"`critic` must take {len(parts) + len(args)} values of shape {shapes}, but "
+                f"`{name}` must take {len(parts) + len(args)} values of shape {shapes}, but "
                 f"raised: {error}"
             ) from error
-        self._fits = True
+        self._fitting.add(name)
         return scores
 
     def loss(self, score: Scorer, real: Value, fake: Value) -> Tensor:

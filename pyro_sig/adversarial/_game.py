@@ -10,9 +10,10 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
 from pyro_sig.adversarial._critic_player import CriticPlayer, Scorer
+from pyro_sig.adversarial._critic_trainer import CriticTrainer
 from pyro_sig.adversarial._program_player import ProgramPlayer
 from pyro_sig.adversarial._tap import modules_run
-from pyro_sig.adversarial._trainer import Stateful, Trainer, check_integer
+from pyro_sig.adversarial._trainer import check_integer
 from pyro_sig.adversarial.objectives import NonSaturating, Objective
 from pyro_sig.adversarial.penalties import Penalty, gradient_points
 from pyro_sig.adversarial.views import Value, as_parts
@@ -20,7 +21,7 @@ from pyro_sig.adversarial.views import Value, as_parts
 __all__ = ["Game"]
 
 
-class Game(Trainer):
+class Game(CriticTrainer):
     """What trainers with one critic share.
 
     A subclass sets ``_runs``, which has the methods of :class:`~pyro_sig.adversarial._runs.Runs`
@@ -32,6 +33,8 @@ class Game(Trainer):
 
     loss_names: Any = ("critic", "generator")
     _runs: Any
+    # Whether the programs make the real side too, so that it moves as the draws do.
+    _both_sides_play = False
 
     def __init__(
         self,
@@ -48,14 +51,13 @@ class Game(Trainer):
         autocast: torch.dtype | None,
         compile_networks: bool,
     ) -> None:
-        super().__init__()
+        super().__init__(autocast)
         objective = NonSaturating() if objective is None else objective
         self._program = ProgramPlayer(optim, ema)
         self._critic = CriticPlayer(critic, critic_optim, objective, penalties, bool(conditional))  # type: ignore[arg-type]
         self.conditional = conditional
         self.critic_steps = check_integer("critic_steps", critic_steps, least=1)
         self.unroll = check_integer("unroll", unroll, least=0)
-        self._set_autocast(autocast)
         self.compile_networks = compile_networks
         self._check_compilation()
 
@@ -63,21 +65,6 @@ class Game(Trainer):
     def critic(self) -> nn.Module:
         """The critic."""
         return self._critic.critic
-
-    @property
-    def critic_optim(self) -> torch.optim.Optimizer:
-        """The optimiser of the critic."""
-        return self._critic.optim
-
-    @property
-    def objective(self) -> Objective:
-        """The objective."""
-        return self._critic.objective
-
-    @property
-    def penalties(self) -> tuple[Penalty, ...]:
-        """The penalties."""
-        return self._critic.penalties
 
     # -------------------------------------------------------------------------------------- a step
 
@@ -127,10 +114,9 @@ class Game(Trainer):
             draw = self._runs.released(args, kwargs)
             with self._precision():
                 score = self._scorer(self.critic, args, kwargs)
-                critic_loss = self.objective.critic_loss(
-                    score(*as_parts(draw.real)), score(*as_parts(draw.fake))
-                )
-            adversarial = self._program_loss(self.critic, draw, args, kwargs)
+                scores = score(*as_parts(draw.real)), score(*as_parts(draw.fake))
+                critic_loss = self.objective.critic_loss(*scores)
+                adversarial = self._loss_of_scores(*scores)
             beside = self._evaluate_beside(draw, args, kwargs)
         return critic_loss.item(), adversarial.item(), *beside
 
@@ -190,12 +176,20 @@ class Game(Trainer):
         """Computes what the programs minimise by the critic's scores."""
         with self._precision():
             score = self._scorer(critic, args, kwargs)
+            if self._both_sides_play:
+                scores = self._critic.both_scores(score, draw.real, draw.fake)
+                return self._loss_of_scores(*scores)
             real = None
             if self.objective.uses_real:
                 # Only a critic that is unrolled has learnt from the draws of this step.
                 with torch.set_grad_enabled(self.unroll > 0):
                     real = score(*as_parts(draw.real))
-            return self.objective.generator_loss(real, score(*as_parts(draw.fake)))
+            return self._loss_of_scores(real, score(*as_parts(draw.fake)))
+
+    def _loss_of_scores(self, real: Any, fake: Tensor) -> Tensor:  # noqa: ANN401
+        if self._both_sides_play:
+            return self.objective.joint_loss(real, fake)
+        return self.objective.generator_loss(real, fake)
 
     def _unrolled_loss(self, draw: Any, args: tuple, kwargs: Mapping) -> Tensor:  # noqa: ANN401
         def loss(critic: Callable[..., Tensor]) -> Tensor:
@@ -217,9 +211,6 @@ class Game(Trainer):
     def _evaluate_beside(self, draw: Any, args: tuple, kwargs: dict) -> tuple[float, ...]:  # noqa: ANN401
         """Computes the same without a gradient, of a draw without one."""
         return ()
-
-    def _device(self) -> torch.device:
-        return next(self.critic.parameters()).device
 
     # ------------------------------------------------------------------------------ the first step
 
@@ -252,9 +243,6 @@ class Game(Trainer):
 
     def _programs(self) -> list[Callable[..., Any]]:
         raise NotImplementedError
-
-    def _parts(self) -> dict[str, Stateful]:
-        return {"program": self._program, "critic": self._critic}
 
     def _options(self) -> list[str]:
         """Returns what ``repr`` shows after objective and penalties."""

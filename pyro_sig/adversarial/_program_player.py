@@ -41,11 +41,13 @@ class ProgramPlayer:
 
     # ------------------------------------------------------------------------------------ training
 
-    def meet(self, params: Mapping[str, Tensor], others: Callable[[Tensor], bool]) -> list[Tensor]:
+    def meet(
+        self, params: Mapping[str, Tensor], others: Callable[[Tensor], bool] | None = None
+    ) -> list[Tensor]:
         """Notes the parameters of a run, and returns all that train, in the order of their names.
 
         :param params: what the run read, by name.
-        :param others: tells whether a tensor belongs to the other player.
+        :param others: tells whether a tensor belongs to the other player, if there is one.
         :raises ValueError: if a parameter does, or is not in a torch optimiser.
         """
         new = {n: p for n, p in params.items() if self.params.get(n) is not p}
@@ -55,9 +57,9 @@ class ProgramPlayer:
             self.params = dict(sorted(known.items()))
         return list(self.params.values())
 
-    def _check(self, new: Mapping[str, Tensor], others: Callable[[Tensor], bool]) -> None:
+    def _check(self, new: Mapping[str, Tensor], others: Callable[[Tensor], bool] | None) -> None:
         for name, param in new.items():
-            if others(param):
+            if others is not None and others(param):
                 raise ValueError(
                     f"`critic` must share no tensor with the model, but the model reads its "
                     f"parameter as {name!r}"

@@ -18,7 +18,7 @@ from pyro_sig.adversarial._program_module import ProgramModule
 from pyro_sig.adversarial._program_player import ProgramPlayer
 from pyro_sig.adversarial._tap import Tap, modules_run
 from pyro_sig.adversarial.differentiable_optim import differentiable
-from pyro_sig.adversarial.unrolling import FunctionalModule, unrolled
+from pyro_sig.adversarial.unrolling import unrolled
 
 __all__ = ["Call", "Draw", "Student", "check_scores"]
 
@@ -80,8 +80,7 @@ class Student:
             with Tap() as tap:
                 self._term.guide(*data[0], **data[1])
                 self.model(*data[0], **data[1])
-            observed = _observed(tap)
-            if not observed:
+            if not any(site["is_observed"] for site in tap.nodes.values()):
                 raise ValueError(
                     "`estimator` must score the data, but its model has no observed site: "
                     "pyro.sample(name, ..., obs=x)"
@@ -98,7 +97,7 @@ class Student:
                     f"{name!r}"
                 )
         self._player = ProgramPlayer(self._as_torch(params), None)
-        self._player.meet(params, lambda _: False)
+        self._player.meet(params)
         self._player.modules = modules
         self._module = ProgramModule(self._player.params, modules)
         with modules_run():  # batch statistics stay as they are
@@ -123,13 +122,10 @@ class Student:
         assert self._player is not None and self._module is not None
         own = self._player.params
         of_own = torch.autograd.grad(self._loss(data), list(own.values()), allow_unused=True)
-        params = {
-            name: param.detach().requires_grad_() for name, param in self._module.named_parameters()
-        }
-        by_id = {id(p): params[name] for name, p in self._module.named_parameters()}
+        optim: Any = self._player.optim
+        ahead = unrolled(self._module, lambda student: student(lambda: self._loss(data)), optim, 0)
+        by_id = {id(p): ahead.parameters[name] for name, p in self._module.named_parameters()}
         stand_ins = [by_id[id(p)] for p in own.values()]
-        buffers = {name: b.detach().clone() for name, b in self._module.named_buffers()}
-        ahead = FunctionalModule(self._module, params, buffers)
         loss = ahead(lambda: self._loss(data))
         of_others: Sequence[Tensor | None] = [None] * len(own)
         if loss.requires_grad:
@@ -244,9 +240,3 @@ def check_scores(name: str, loss: Callable[[], Tensor]) -> None:
         raise ValueError(
             f"`estimator` must give the {name} a finite density, but its bound was {-value}"
         )
-
-
-def _observed(tap: Tap) -> list[str]:
-    return [
-        name for name, site in tap.nodes.items() if site["type"] == "sample" and site["is_observed"]
-    ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from pyro_sig.adversarial._units import Run, observed_sites
@@ -69,7 +68,7 @@ def with_draws(
 
 def _same_memory(item: Any, data: Any) -> bool:  # noqa: ANN401
     """Tells whether two tensors are one, such as a tensor and a view of all of it."""
-    if not (isinstance(item, Tensor) and isinstance(data, torch.Tensor)):
+    if not (isinstance(item, Tensor) and isinstance(data, Tensor)):
         return False
     same = item.shape == data.shape and item.stride() == data.stride() and item.dtype == data.dtype
     return same and item.numel() > 0 and item.data_ptr() == data.data_ptr()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -40,7 +40,6 @@ class Trainer:
 
     def __init__(self) -> None:
         self.num_steps = 0
-        self.autocast: torch.dtype | None = None
         self._prepared = False
         self._waiting: Mapping[str, Any] | None = None
 
@@ -74,20 +73,6 @@ class Trainer:
         :raises ValueError: without `ema`.
         """
         return self._program.averaged()
-
-    def _set_autocast(self, autocast: torch.dtype | None) -> None:
-        if autocast is not None and not isinstance(autocast, torch.dtype):
-            raise ValueError(f"`autocast` must be a torch dtype or None, was {autocast!r}")
-        self.autocast = autocast
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        """Returns the context of runs and scores, on the device of the critic."""
-        if self.autocast is None:
-            return nullcontext()
-        return torch.autocast(self._device().type, dtype=self.autocast)
-
-    def _device(self) -> torch.device:
-        raise NotImplementedError
 
     def _meet(self, args: tuple, kwargs: dict[str, Any]) -> None:
         raise NotImplementedError

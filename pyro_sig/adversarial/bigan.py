@@ -2,12 +2,12 @@ r"""A model and its guide against one critic of data and latents."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from pyro.optim import PyroOptim
-from torch import Tensor, nn
+from torch import nn
 
 from pyro_sig.adversarial._game import Game
 from pyro_sig.adversarial._joint_runs import JointRuns
@@ -84,8 +84,7 @@ class BiGAN(Game):
         >>> critic_loss, joint_loss = bigan.step(torch.randn(64, 2))
     """
 
-    # Whether the guide learns from the critic.
-    _encoder_plays = True
+    _both_sides_play = True
 
     def __init__(
         self,
@@ -120,7 +119,7 @@ class BiGAN(Game):
             autocast=autocast,
             compile_networks=compile_networks,
         )
-        self._runs = JointRuns(model, guide, latents, self._precision, self._encoder_plays)
+        self._runs = JointRuns(model, guide, latents, self._precision, self._both_sides_play)
 
     @property
     def model(self) -> Callable[..., Any]:
@@ -139,14 +138,3 @@ class BiGAN(Game):
 
     def _programs(self) -> list[Callable[..., Any]]:
         return [self.model, self.guide]
-
-    def _program_loss(
-        self,
-        critic: Callable[..., Any],
-        draw: Any,  # noqa: ANN401
-        args: tuple,
-        kwargs: Mapping,
-    ) -> Tensor:
-        with self._precision():
-            score = self._scorer(critic, args, kwargs)
-            return self.objective.joint_loss(*self._critic.both_scores(score, draw.real, draw.fake))

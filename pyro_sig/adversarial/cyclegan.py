@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from pyro_sig._random_state import preserved_random_state
 from pyro_sig.adversarial._critic_player import CriticPlayer, Scorer, check_critic
+from pyro_sig.adversarial._critic_trainer import CriticTrainer
 from pyro_sig.adversarial._program_player import ProgramPlayer
 from pyro_sig.adversarial._tap import Tap, modules_run
-from pyro_sig.adversarial._trainer import Stateful, Trainer, check_callable, check_integer
+from pyro_sig.adversarial._trainer import Stateful, check_callable, check_integer
 from pyro_sig.adversarial.image_pool import ImagePool
 from pyro_sig.adversarial.objectives import LeastSquares, Objective
 from pyro_sig.adversarial.penalties import Penalty
@@ -35,7 +36,7 @@ class _Fakes(NamedTuple):
     params: dict[str, Tensor]
 
 
-class CycleGAN(Trainer):
+class CycleGAN(CriticTrainer):
     r"""Trains translators between two domains of which no pairs are known.
 
     .. math::
@@ -125,8 +126,7 @@ class CycleGAN(Trainer):
         check_critic(critic_x, "critic_x")
         check_critic(critic_y, "critic_y")
         _refuse_shared("critic_y", critic_y, "critic_x", critic_x)
-        super().__init__()
-        self._set_autocast(autocast)
+        super().__init__(autocast)
         objective = LeastSquares() if objective is None else objective
         self.forward = forward
         self.backward = backward
@@ -140,21 +140,6 @@ class CycleGAN(Trainer):
         critics = nn.ModuleList([critic_x, critic_y])
         self._critic = CriticPlayer(critics, critic_optim, objective, penalties, False)  # type: ignore[arg-type]
         self._pools = _Pools(check_integer("pool_size", pool_size, least=0))
-
-    @property
-    def critic_optim(self) -> torch.optim.Optimizer:
-        """The optimiser of the critics."""
-        return self._critic.optim
-
-    @property
-    def objective(self) -> Objective:
-        """The objective."""
-        return self._critic.objective
-
-    @property
-    def penalties(self) -> tuple[Penalty, ...]:
-        """The penalties."""
-        return self._critic.penalties
 
     @property
     def pool_size(self) -> int:
@@ -272,9 +257,6 @@ class CycleGAN(Trainer):
             scorer(self.critic_y, (), {}, name="critic_y"),
         )
 
-    def _device(self) -> torch.device:
-        return next(self.critic_x.parameters()).device
-
     # ------------------------------------------------------------------------------ the translators
 
     def _translate_both(self, x: Tensor, y: Tensor) -> _Fakes:
@@ -369,7 +351,7 @@ class CycleGAN(Trainer):
         return {f"{name}.{n}": p for n, p in own.items()}
 
     def _parts(self) -> dict[str, Stateful]:
-        return {"program": self._program, "critic": self._critic, "pools": self._pools}
+        return {**super()._parts(), "pools": self._pools}
 
     def __repr__(self) -> str:
         parts = [repr(self.objective), *map(repr, self.penalties)]

@@ -232,7 +232,7 @@ class LBT(Trainer):
             self.model(*args, **kwargs)
         draws = substitutes(run)
         if torch.is_grad_enabled():
-            self._program.meet(run.params, lambda _: False)
+            self._program.meet(run.params)
             for name, (_, draw) in draws.items():
                 if not draw.requires_grad:
                     raise ValueError(
@@ -251,7 +251,7 @@ class LBT(Trainer):
             else:
                 with modules_run() as modules, torch.no_grad(), ReleasedRun() as run:
                     self.model(*args, **kwargs)
-                self._program.meet(run.params, lambda _: False)
+                self._program.meet(run.params)
                 self._program.modules = modules
             with torch.no_grad():
                 draws, _ = self._draw(args, kwargs)

@@ -2,7 +2,7 @@ r"""A model against a critic of pairs, and a reconstructor that inverts it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.distributions import Independent
 
-from pyro_sig.adversarial._game import Game
 from pyro_sig.adversarial._joint_runs import JointDraw, rows_drawn
 from pyro_sig.adversarial._substitute import substitutes, with_draws
 from pyro_sig.adversarial._tap import Given, Tap
@@ -94,7 +93,8 @@ class VEEGAN(BiGAN):
     """
 
     loss_names = ("critic", "generator", "reconstruction")
-    _encoder_plays = False
+    # The codes are the reconstructor's, which only reconstructs: the generator plays alone.
+    _both_sides_play = False
 
     def __init__(
         self,
@@ -136,16 +136,6 @@ class VEEGAN(BiGAN):
         check_callable("distance", distance, optional=True)
         self.distance = distance
         self._last = 0.0
-
-    def _program_loss(
-        self,
-        critic: Callable[..., Any],
-        draw: Any,  # noqa: ANN401
-        args: tuple,
-        kwargs: Mapping,
-    ) -> Tensor:
-        # The generator alone plays: the codes are the reconstructor's, which only reconstructs.
-        return Game._program_loss(self, critic, draw, args, kwargs)
 
     def _add_gradients(self, draw: JointDraw, adversarial: Tensor) -> None:
         reconstruction, params = self._reconstruct(draw)

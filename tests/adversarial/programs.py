@@ -164,3 +164,16 @@ def rebuild(pair, trainer, encoder_inputs):
     decoder, encoder, critic = nets
     optim = torch.optim.Adam([*decoder.parameters(), *encoder.parameters()], lr=0.05)
     return *nets, optim, torch.optim.Adam(critic.parameters(), lr=0.05)
+
+
+class Quadratic(nn.Module):
+    """A critic of all products of two features: the log ratio of two normal laws is one."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.linear = nn.Linear(features * (features + 3) // 2, 1)
+
+    def forward(self, *values):
+        v = torch.cat(values, -1)
+        rows, columns = torch.triu_indices(v.shape[-1], v.shape[-1])
+        return self.linear(torch.cat([v, v[:, rows] * v[:, columns]], -1))

@@ -15,7 +15,7 @@ from pyro_sig.adversarial import AVB, objectives, penalties
 from pyro_sig.distributions import Implicit
 from pyro_sig.infer import train
 from pyro_sig.nn import MLP, Joint
-from tests.adversarial.programs import Pair, Shared, make_joint, rebuild
+from tests.adversarial.programs import Pair, Quadratic, Shared, make_joint, rebuild
 from tests.adversarial.states import copies
 
 DOUBLE = torch.float64
@@ -465,19 +465,6 @@ def test_bad_critics():
 
 
 # ---------------------------------------------------------------------------------- known answers
-
-
-class Quadratic(nn.Module):
-    """A critic of all products of two features: the log ratio of two normal laws is one."""
-
-    def __init__(self, features):
-        super().__init__()
-        self.linear = nn.Linear(features * (features + 3) // 2, 1)
-
-    def forward(self, *values):
-        v = torch.cat(values, -1)
-        rows, columns = torch.triu_indices(v.shape[-1], v.shape[-1])
-        return self.linear(torch.cat([v, v[:, rows] * v[:, columns]], -1))
 
 
 NOISE = dist.Normal(torch.zeros(1), 1.0).to_event(1)

@@ -13,7 +13,7 @@ from pyro_sig.adversarial import VEEGAN, BiGAN, objectives, penalties
 from pyro_sig.distributions import Implicit
 from pyro_sig.infer import train
 from pyro_sig.nn import MLP, Joint
-from tests.adversarial.programs import Pair, make_joint, rebuild
+from tests.adversarial.programs import Pair, Quadratic, make_joint, rebuild
 from tests.adversarial.states import copies
 
 DOUBLE = torch.float64
@@ -496,19 +496,6 @@ def factor_guide(kind):
 def factor_data(num, noise):
     z = torch.randn(num, 1)
     return z, z @ LOADINGS.T + noise * torch.randn(num, 4)
-
-
-class Quadratic(nn.Module):
-    """A critic of all products of two features: the log ratio of two normal laws is one."""
-
-    def __init__(self, features):
-        super().__init__()
-        self.linear = nn.Linear(features * (features + 3) // 2, 1)
-
-    def forward(self, *values):
-        v = torch.cat(values, -1)
-        rows, columns = torch.triu_indices(v.shape[-1], v.shape[-1])
-        return self.linear(torch.cat([v, v[:, rows] * v[:, columns]], -1))
 
 
 def fit_factor(kind, num_steps=600):

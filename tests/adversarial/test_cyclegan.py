@@ -526,6 +526,17 @@ def test_bad_scores_and_distances():
             make_cyclegan(cycle_distance=distance).step(x, y)
 
 
+@pytest.mark.parametrize("name", ["critic_x", "critic_y"])
+def test_a_critic_of_the_wrong_size_is_named(name):
+    critics = {"critic_x": nn.Linear(2, 1), "critic_y": nn.Linear(2, 1)} | {name: nn.Linear(3, 1)}
+    forward, backward = net(), net()
+    params = [p for critic in critics.values() for p in critic.parameters()]
+    optims = torch.optim.Adam(parameters(forward, backward)), torch.optim.Adam(params)
+    gan = CycleGAN(forward, backward, *critics.values(), *optims)
+    with pytest.raises(ValueError, match=f"`{name}` must take 1 values of shape"):
+        gan.step(*data())
+
+
 def test_a_critic_that_needs_a_bounded_slope():
     with pytest.warns(UserWarning, match="needs a critic with a bounded slope"):
         make_cyclegan(objective=objectives.Wasserstein())

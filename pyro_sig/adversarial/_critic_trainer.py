@@ -1,0 +1,58 @@
+"""What trainers with a critic, or two, share beside the state."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from pyro_sig.adversarial._critic_player import CriticPlayer
+from pyro_sig.adversarial._trainer import Stateful, Trainer
+from pyro_sig.adversarial.objectives import Objective
+from pyro_sig.adversarial.penalties import Penalty
+
+__all__ = ["CriticTrainer"]
+
+
+class CriticTrainer(Trainer):
+    """Holds a player that is one critic, or all of them in a list.
+
+    A subclass sets ``_critic`` beside ``_program``.
+
+    :param autocast: a type for :func:`torch.autocast`, None for none.
+    :raises ValueError: if it is no type.
+    """
+
+    _critic: CriticPlayer
+
+    def __init__(self, autocast: torch.dtype | None) -> None:
+        super().__init__()
+        if autocast is not None and not isinstance(autocast, torch.dtype):
+            raise ValueError(f"`autocast` must be a torch dtype or None, was {autocast!r}")
+        self.autocast = autocast
+
+    @property
+    def critic_optim(self) -> torch.optim.Optimizer:
+        """The optimiser of the critic, or of all."""
+        return self._critic.optim
+
+    @property
+    def objective(self) -> Objective:
+        """The objective."""
+        return self._critic.objective
+
+    @property
+    def penalties(self) -> tuple[Penalty, ...]:
+        """The penalties."""
+        return self._critic.penalties
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """Returns the context of runs and scores."""
+        if self.autocast is None:
+            return nullcontext()
+        device = next(self._critic.critic.parameters()).device
+        return torch.autocast(device.type, dtype=self.autocast)
+
+    def _parts(self) -> dict[str, Stateful]:
+        return {"program": self._program, "critic": self._critic}
