@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "examples"
@@ -25,12 +26,17 @@ EXAMPLES: dict[str, list[str]] = {
     "hierarchy.py": [],
     "latent_variable_vi.py": [],
     "lbt.py": [],
+    "semi_implicit_vae.py": ["--quiet"],
     "swapping.py": [],
     "toys.py": [],
     "posteriordb.py": [],
+    "several_processes.py": ["--quiet"],
     "sivi_toys.py": ["--targets", "banana,multimodal", "--quiet"],
     "waveform.py": [],
     "conditioned_diffusion.py": [],
+    "stacked_mnist.py": ["--size", "s", "--methods", "dcgan,dcgan-si,rpgan-r1r2", "--quiet"],
+    "mnist_sig.py": ["--num-mixing", "100,2000", "--quiet"],
+    "cifar10.py": ["--width", "8", "--quiet"],
 }
 
 # Examples that read files, and what has to be where PYRO_SIG_DATA is.
@@ -38,6 +44,9 @@ NEEDED = {
     "posteriordb.py": "posteriordb/INDEX.tsv",
     "waveform.py": "sivi/waveform.npz",
     "conditioned_diffusion.py": "sivi/conditioned_diffusion.npz",
+    "stacked_mnist.py": "mnist/train-images-idx3-ubyte.gz",
+    "mnist_sig.py": "mnist/train-images-idx3-ubyte.gz",
+    "cifar10.py": "cifar10/data_batch_1.bin.xz",
 }
 
 # What other scripts import. Alone they print a table and write nothing.
@@ -93,6 +102,31 @@ def test_example_without_data(name, tmp_path):
         assert problem in result.stderr
         assert "must hold" in result.stderr
     assert not list(tmp_path.iterdir()), "leaves an output folder"
+
+
+@pytest.mark.parametrize("name", ["stacked_mnist.py", "mnist_sig.py"])
+def test_images_that_are_truncated(name, tmp_path):
+    for file in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        path = tmp_path / "data" / "mnist" / f"{file}-ubyte"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        dims = 3 if "images" in file else 1
+        header = bytes([0, 0, 8, dims, 0, 0, 0, 5]) + 2 * bytes([0, 0, 0, 28]) * (dims == 3)
+        path.write_bytes(header + bytes(3))
+    result = run_shared(name, "--data-dir", "data", cwd=tmp_path, env=os.environ)
+    assert result.returncode == 2
+    assert "truncated" in result.stderr
+    assert "train-images-idx3-ubyte" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("name", ["stacked_mnist.py", "mnist_sig.py", "cifar10.py"])
+def test_a_device_that_is_not_there(name, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    result = run_shared(name, "--device", "cuda", cwd=tmp_path, env=os.environ)
+    assert result.returncode == 2
+    assert "`device` must be" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def run_shared(name, *flags, cwd, env):

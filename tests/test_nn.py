@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_sig.nn import MLP, DCGANCritic, DCGANGenerator, Encoder, Joint
+from pyro_sig.nn import (
+    MLP,
+    DCGANCritic,
+    DCGANGenerator,
+    Encoder,
+    Joint,
+    StackedDigitsCritic,
+    StackedDigitsGenerator,
+)
 
 SIZES = [8, 16, 28, 32]
 NETWORKS = [
@@ -20,6 +28,10 @@ NETWORKS = [
     (partial(DCGANCritic, 3, 16, 4), (3, 16, 16)),
     (partial(DCGANCritic, 1, 28, 4, norm=None), (1, 28, 28)),
     (partial(DCGANCritic, 1, 16, 4, norm=partial(nn.GroupNorm, 2)), (1, 16, 16)),
+    (partial(StackedDigitsGenerator, 5, 1), (5,)),
+    (partial(StackedDigitsGenerator, 5, 1, norm=None), (5,)),
+    (partial(StackedDigitsCritic, 1), (3, 28, 28)),
+    (partial(StackedDigitsCritic, 1, norm=None), (3, 28, 28)),
 ]
 EACH = pytest.mark.parametrize(("make", "event_shape"), NETWORKS)
 
@@ -185,3 +197,33 @@ def test_joint_feeds_all_values_as_one_row():
 def test_joint_wants_as_many_rows_of_each_value():
     with pytest.raises(ValueError, match=r"`values` must have the same number of rows.*\[4, 3\]"):
         Joint(MLP(4, [5], 1))(torch.zeros(4, 2), torch.zeros(3, 2))
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_stacked_digits_pair_has_the_numbers_of_maps_of_its_width(width):
+    generator, critic = StackedDigitsGenerator(10, width, device="meta"), StackedDigitsCritic(width)
+    convolutions = [m for m in generator.layers if isinstance(m, nn.ConvTranspose2d)]
+    assert [c.out_channels for c in convolutions] == [64 * width, 32 * width, 8 * width, 3]
+    convolutions = [m for m in critic.hidden if isinstance(m, nn.Conv2d)]
+    assert [c.out_channels for c in convolutions] == [8 * width, 16 * width, 32 * width]
+
+
+def test_stacked_digits_are_within_the_range_of_pixels():
+    images = StackedDigitsGenerator(10, 1)(100 * torch.randn(4, 10))
+    assert images.shape == (4, 3, 28, 28)
+    assert images.abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: StackedDigitsGenerator(0), "`noise_dim` must be a positive integer, was 0"),
+        (lambda: StackedDigitsGenerator(2, 0), "`width` must be a positive integer, was 0"),
+        (lambda: StackedDigitsCritic(1.5), "`width` must be a positive integer, was 1.5"),
+        (lambda: StackedDigitsGenerator(2)(torch.zeros(3)), "`noise` must have shape"),
+        (lambda: StackedDigitsCritic()(torch.zeros(3, 8, 8)), "`x` must have shape"),
+    ],
+)
+def test_stacked_digits_errors(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -7,6 +7,8 @@ disk; nothing is downloaded. Where `dtype` or `device` is None, torch's default 
 The seed of the toys is Yin and Zhou, *Semi-Implicit Generative Model* (2019), "the SIG paper".
 """
 
+from pyro_sig.datasets.binarized_mnist import load_binarized_mnist
+from pyro_sig.datasets.cifar import load_cifar10
 from pyro_sig.datasets.counts import (
     ACCIDENT_FREQUENCIES,
     MITE_FREQUENCIES,
@@ -19,6 +21,7 @@ from pyro_sig.datasets.counts import (
 from pyro_sig.datasets.groups import pad_groups
 from pyro_sig.datasets.posteriordb import PosteriorDB, posteriordb_names, read_posteriordb
 from pyro_sig.datasets.readers import load_digits, load_mnist, read_idx
+from pyro_sig.datasets.stacked_digits import StackedDigits
 from pyro_sig.datasets.toys import (
     NoisyRing,
     Toy,
@@ -34,9 +37,12 @@ __all__ = [
     "FiniteMixture",
     "NoisyRing",
     "PosteriorDB",
+    "StackedDigits",
     "Toy",
     "accident_counts",
     "grid_of_gaussians",
+    "load_binarized_mnist",
+    "load_cifar10",
     "load_digits",
     "load_mnist",
     "mite_counts",

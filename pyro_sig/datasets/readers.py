@@ -1,10 +1,8 @@
 """Readers of files that are already on disk: idx, MNIST, scikit-learn's digits."""
 
-import gzip
 import math
 import os
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,21 +10,23 @@ import torch
 from torch import Tensor
 
 from pyro_sig.datasets._arguments import Device, Dtype, tensor
+from pyro_sig.datasets._files import find, read_bytes
 
 __all__ = ["load_digits", "load_mnist", "read_idx"]
 
+_MNIST_HOME = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 _IDX_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
 def read_idx(path: str | os.PathLike[str]) -> Tensor:
-    """Read an array from an idx file, the format of MNIST, gzip-compressed or plain.
+    """Read an array from an idx file, the format of MNIST, plain or compressed by gzip or xz.
 
     :param path: the file; whether it is compressed is seen from its content, not its name.
     :return: a tensor on the CPU with the shape and the element type of the file: uint8, int8,
         int16, int32, float32 or float64.
     :raises FileNotFoundError: if there is no such file.
     :raises ValueError: if the file is not idx, is shorter or longer than its header says, or is
-        corrupt gzip.
+        corrupt gzip or xz.
 
     **Source:** LeCun, Cortes and Burges, *The MNIST database of handwritten digits*, "The IDX
     file format".
@@ -43,13 +43,7 @@ def read_idx(path: str | os.PathLike[str]) -> Tensor:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no idx file at {path}")
-    data = path.read_bytes()
-    if data[:2] == b"\x1f\x8b":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            message = f"`path` must be an idx file, {path} is corrupt gzip: {error}"
-            raise ValueError(message) from error
+    data = read_bytes(path, "an idx file")
     if any(data[:2]) or (len(data) > 2 and data[2] not in _IDX_DTYPES):
         raise ValueError(
             f"`path` must be an idx file (00 00, then one of 08 09 0b 0c 0d 0e), "
@@ -77,7 +71,7 @@ def load_mnist(root: str | os.PathLike[str], split: str = "train") -> tuple[Tens
         ``t10k-images-idx3-ubyte`` and ``t10k-labels-idx1-ubyte``, each with or without ``.gz``.
     :param str split: ``"train"`` or ``"test"``.
     :return: images, uint8 in 0..255, shape ``[N, 28, 28]``, and labels, int64, shape ``[N]``.
-    :raises FileNotFoundError: if a file is missing.
+    :raises FileNotFoundError: if a file is missing, with where to get it.
     :raises ValueError: if `split` is unknown, or a file is damaged or holds something else.
 
     **Source:** LeCun, Cortes and Burges, *The MNIST database of handwritten digits* (1998).
@@ -89,8 +83,8 @@ def load_mnist(root: str | os.PathLike[str], split: str = "train") -> tuple[Tens
     prefix = {"train": "train", "test": "t10k"}.get(split)
     if prefix is None:
         raise ValueError(f"`split` must be 'train' or 'test', was {split!r}")
-    images = read_idx(_find(Path(root), f"{prefix}-images-idx3-ubyte"))
-    labels = read_idx(_find(Path(root), f"{prefix}-labels-idx1-ubyte"))
+    images = read_idx(_find_mnist(Path(root), f"{prefix}-images-idx3-ubyte"))
+    labels = read_idx(_find_mnist(Path(root), f"{prefix}-labels-idx1-ubyte"))
     if images.dtype != torch.uint8 or images.dim() != 3 or images.shape[1:] != (28, 28):
         raise ValueError(
             f"`root` must hold uint8 images of shape [N, 28, 28], "
@@ -132,12 +126,15 @@ def load_digits(*, dtype: Dtype = None, device: Device = None) -> tuple[Tensor, 
     return images, torch.tensor(bunch.target, dtype=torch.int64, device=device)
 
 
-def _find(root: Path, name: str) -> Path:
+def _find_mnist(root: Path, name: str) -> Path:
     """Return the plain or the compressed file of that name."""
-    for path in (root / name, root / f"{name}.gz"):
-        if path.is_file():
-            return path
-    raise FileNotFoundError(f"neither {root / name} nor {root / name}.gz exists")
+    path = find([root], name, ["", ".gz"])
+    if path is None:
+        raise FileNotFoundError(
+            f"neither {root / name} nor {root / name}.gz exists: MNIST's four files are at "
+            f"{_MNIST_HOME}"
+        )
+    return path
 
 
 def _check_length(path: Path, found: int, expected: int) -> None:

@@ -4,6 +4,7 @@ Everything here takes samples, programs and distributions; nothing here trains.
 """
 
 from pyro_sig.diagnostics.c2st import c2st
+from pyro_sig.diagnostics.class_coverage import ClassCoverage, class_coverage
 from pyro_sig.diagnostics.draw_matrix import draw_matrix
 from pyro_sig.diagnostics.energy import energy_distance, energy_test
 from pyro_sig.diagnostics.evidence_bounds import EvidenceBounds, evidence_bounds
@@ -40,6 +41,7 @@ from pyro_sig.diagnostics.uniformity import (
 )
 
 __all__ = [
+    "ClassCoverage",
     "EcdfBands",
     "EvidenceBounds",
     "InceptionScore",
@@ -55,6 +57,7 @@ __all__ = [
     "TwoSampleTest",
     "UniformityTest",
     "c2st",
+    "class_coverage",
     "draw_matrix",
     "draws_from",
     "draws_to_inference_data",

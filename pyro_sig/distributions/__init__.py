@@ -6,6 +6,8 @@ from pyro_sig.distributions.affine_maps import (
     SharedTransform,
     TriangularAffine,
 )
+from pyro_sig.distributions.backward_modes import BackwardReport, Responsibility, TopK
+from pyro_sig.distributions.discretized_logistic import DiscretizedLogistic
 from pyro_sig.distributions.fixed_mixture import FixedMixture
 from pyro_sig.distributions.implicit import Implicit
 from pyro_sig.distributions.log_mixture import log_mixture
@@ -21,14 +23,18 @@ from pyro_sig.distributions.psi_posterior import PsiPosterior
 from pyro_sig.distributions.semi_implicit import SemiImplicit
 
 __all__ = [
+    "BackwardReport",
+    "DiscretizedLogistic",
     "FixedMixture",
     "Implicit",
     "LowRankAffine",
     "ParticleMixing",
     "PsiPosterior",
+    "Responsibility",
     "SemiImplicit",
     "SharedTransform",
     "Terms",
+    "TopK",
     "TriangularAffine",
     "log_mixture",
     "mixture_log_prob",

@@ -14,6 +14,12 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.utils.checkpoint import checkpoint
 
+from pyro_sig.distributions.backward_modes import (
+    BackwardReport,
+    Responsibility,
+    TopK,
+    backward_mode,
+)
 from pyro_sig.distributions.components import (
     check_positive,
     component_log_prob,
@@ -24,10 +30,17 @@ from pyro_sig.distributions.components import (
 )
 from pyro_sig.distributions.fixed_mixture import FixedMixture
 from pyro_sig.distributions.implicit import Implicit
+from pyro_sig.distributions.large_mixing import (
+    Scores,
+    chunk_for,
+    chunk_sizes,
+    large_log_sum,
+    whole_log_sum,
+)
 from pyro_sig.distributions.lineage import Lineage, Origin
 from pyro_sig.distributions.mcmc_check import refuse_mcmc
 from pyro_sig.distributions.mixing_noise import noise_law, push_noise, sample_noise
-from pyro_sig.distributions.pairwise import mixture_log_prob
+from pyro_sig.distributions.pairwise import mixture_log_prob, pairwise_log_prob
 from pyro_sig.distributions.particle_mixing import ParticleMixing
 from pyro_sig.distributions.psi_posterior import (
     PsiPosterior,
@@ -35,6 +48,7 @@ from pyro_sig.distributions.psi_posterior import (
     score_psi,
     weigh_psi,
 )
+from pyro_sig.distributions.psi_stream import PsiStream
 from pyro_sig.distributions.score_term import leave_one_out_surrogate
 
 __all__ = ["SemiImplicit"]
@@ -46,12 +60,14 @@ class _Draws:
     def __init__(self) -> None:
         self.psi: Tensor | None = None
         self.components: Distribution | None = None
+        self.stream: PsiStream | None = None  # how the psi can be drawn again
+        self.report: BackwardReport | None = None
 
     def __reduce__(self) -> tuple[type, tuple]:
         return _Draws, ()
 
     def clear(self, *_: Tensor) -> None:
-        self.psi = self.components = None
+        self.psi = self.components = self.stream = None
 
 
 class _Automatic:
@@ -62,6 +78,25 @@ class _Automatic:
 
 
 _AUTOMATIC = _Automatic()
+
+
+def _check_backward(
+    backward: object, mixing: Distribution, share_draws: bool, proposal: object
+) -> None:
+    """Checks that psi can be drawn again one by one, and that all rows meet the same."""
+    why = ""
+    if isinstance(mixing, ParticleMixing):
+        why = "with a ParticleMixing, whose particles are all kept"
+    elif not mixing.has_rsample:
+        why = "where `mixing` has no rsample"
+    elif mixing.batch_shape:
+        why = f"where `mixing` has a batch shape, {tuple(mixing.batch_shape)}: rows share no psi"
+    elif proposal is not None:
+        why = "with a `proposal`, which draws psi for each row"
+    elif not share_draws:
+        why = "with share_draws=False: rows share no psi"
+    if why:
+        raise ValueError(f"`backward` must be 'exact' {why}; was {backward!r}")
 
 
 class _IndependentRows(Independent):
@@ -109,8 +144,15 @@ class SemiImplicit(TorchDistribution):
         weighted, :math:`\frac{1}{K} \sum_k p(x \mid \psi_k) p(\epsilon_k) / \tau(\epsilon_k
         \mid x)`, the bounds hold on the same sides, and the bound trains the proposal. Every row
         has draws of its own.
+    :param backward: which psi the backward pass touches: ``"exact"``, all of them;
+        ``"responsibility"`` or a :class:`~pyro_sig.distributions.Responsibility`, about 1024
+        chosen at random, without bias; ``"top"`` or a :class:`~pyro_sig.distributions.TopK`, the
+        8 that explain each datum best. The value is that of all K psi. With either of the two,
+        psi are drawn in chunks (of a size found here where ``chunk_size`` is None), each must be
+        a function of its own noise, and there are first derivatives only.
     :raises ValueError: for ``num_mixing < 1`` or a conditional of another batch shape; from
-        ``log_prob`` for a value outside shape or support.
+        ``log_prob`` for a value outside shape or support. For a ``backward`` that the mixing does
+        not allow: it needs rsample, no batch shape, ``share_draws`` and no ``proposal``.
 
     References: M. Yin and M. Zhou (2018), "Semi-Implicit Generative Model", eq. 3 and 6;
     M. Yin and M. Zhou (2018), "Semi-Implicit Variational Inference", eq. 9; A. Sobolev and
@@ -138,6 +180,7 @@ class SemiImplicit(TorchDistribution):
         chunk_size: int | None = None,
         proposal: Callable[[Tensor], Distribution] | None = None,
         validate_args: bool | None = None,
+        backward: Responsibility | TopK | str = "exact",
     ) -> None:
         if not isinstance(mixing, Distribution):
             raise ValueError(f"`mixing` must be a Distribution, was {type(mixing).__name__}")
@@ -154,6 +197,9 @@ class SemiImplicit(TorchDistribution):
                 "`proposal` must be a callable value -> Distribution, was "
                 f"{type(proposal).__name__}"
             )
+        mode = backward_mode(backward)
+        if mode is not None:
+            _check_backward(backward, mixing, share_draws, proposal)
         if isinstance(mixing, ParticleMixing):
             num_mixing, share_draws = len(mixing.particles), True  # the mixture is finite
         elif proposal is not None:
@@ -164,13 +210,18 @@ class SemiImplicit(TorchDistribution):
         self.num_mixing = num_mixing
         self.share_draws = share_draws
         self.chunk_size = chunk_size
+        self._mode = mode
         self._draws = _Draws()
         self._lineage = Lineage()
-        # Two psi are enough to tell whether the support depends on them.
-        first = min(num_mixing, chunk_size or num_mixing) if share_draws else 2
-        psi, components = self._draw_fresh(first)
-        if share_draws:
-            self._draws.psi, self._draws.components = psi, components
+        if mode is not None:
+            with torch.no_grad():
+                components = self._fresh()[1]
+        else:
+            # Two psi are enough to tell whether the support depends on them.
+            first = min(num_mixing, chunk_size or num_mixing) if share_draws else 2
+            psi, components = self._draw_fresh(first)
+            if share_draws:
+                self._draws.psi, self._draws.components = psi, components
         if proposal is not None:
             proposal(components.sample())  # here, so that its parameters are captured
         self._support = mixture_support(components)
@@ -192,10 +243,33 @@ class SemiImplicit(TorchDistribution):
     def _fresh(self) -> tuple[Tensor, Distribution]:
         """The shared draws of this object; drawn anew after a backward pass freed their graph."""
         draws = self._draws
+        if self._mode is not None:
+            return self._pushed(self._first_of_stream().redraw(self.mixing, 0))
         if draws.psi is None or draws.components is None:
             size = min(self.num_mixing, self.chunk_size or self.num_mixing)
             draws.psi, draws.components = self._draw_fresh(size)
         return draws.psi, draws.components
+
+    def _pushed(self, noise: Tensor) -> tuple[Tensor, Distribution]:
+        psi = push_noise(self.mixing, noise)
+        return psi, run_conditional(self.conditional, psi, len(self.mixing.event_shape))
+
+    def _first_of_stream(self) -> PsiStream:
+        """How the first chunk is drawn, which is the same until a backward pass."""
+        draws = self._draws
+        if draws.stream is None:
+            size = self.chunk_size or chunk_for(1024)  # before it is known what a psi emits
+            draws.stream = PsiStream()
+            draws.stream.draw(self.mixing, min(self.num_mixing, size))
+        return draws.stream
+
+    @property
+    def backward_report(self) -> BackwardReport | None:
+        """What the last evaluation left to its backward pass, of all expansions of this object.
+
+        None before the first with a gradient, and with ``backward="exact"``.
+        """
+        return self._draws.report
 
     @property
     def shared_psi(self) -> Tensor | None:
@@ -246,7 +320,8 @@ class SemiImplicit(TorchDistribution):
         :param int num_mixing: number K of psi.
         :param bool share_draws: whether all rows meet the same, by default as here.
         :return: a distribution with draws of its own that also knows the values drawn from this
-            one; a mixture over particles, which is exact, stays as it is.
+            one; a mixture over particles, which is exact, stays as it is. Rows with psi of their
+            own have the exact gradient.
         :raises ValueError: for ``num_mixing < 1``.
         """
         check_positive("num_mixing", num_mixing)
@@ -255,6 +330,8 @@ class SemiImplicit(TorchDistribution):
             new.num_mixing, new._draws = num_mixing, _Draws()
             if self.proposal is None and share_draws is not None:
                 new.share_draws = share_draws
+                if not share_draws:
+                    new._mode = None  # rows that share no psi share no choice of them
         return new
 
     # ------------------------------------------------------------------------------------- sampling
@@ -456,6 +533,8 @@ class SemiImplicit(TorchDistribution):
         return log_prob.expand(shape), log_mixing
 
     def _log_sum(self, value: Tensor) -> Tensor:
+        if self._mode is not None:
+            return self._log_sum_of_chosen(value, self._mode)
         if self.share_draws:
             psi, components = self._fresh()
             parts = [mixture_log_prob(components, value)]
@@ -478,7 +557,45 @@ class SemiImplicit(TorchDistribution):
             size = min(left, self.chunk_size or left)
             parts.append(checkpoint(chunk, value, size, use_reentrant=False))
             left -= size
-        return torch.stack(parts).logsumexp(0) if len(parts) > 1 else parts[0]
+        return whole_log_sum(parts)
+
+    def _log_sum_of_chosen(self, value: Tensor, mode: Responsibility | TopK) -> Tensor:
+        """All psi are scored; those that the mode chooses are drawn again with a gradient."""
+        if under_vmap():
+            raise ValueError("`backward` must be 'exact' under torch.func.vmap")
+        rows = self._rows(value)
+        flat = value.expand(rows + self.event_shape).reshape(rows.numel(), *self.event_shape)
+        stream = self._first_of_stream().fork()
+        is_drawn = [True]  # the first chunk
+
+        def scored(noise: Tensor, value: Tensor = flat) -> Tensor:
+            return pairwise_log_prob(self._pushed(noise)[1], value).mT
+
+        def new_scores(size: int) -> Tensor:
+            drawn = is_drawn.pop() if is_drawn else False
+            return scored(
+                stream.redraw(self.mixing, 0) if drawn else stream.draw(self.mixing, size)
+            )
+
+        def chosen_scores(chosen: Tensor) -> Tensor:
+            if len(chosen) > 1 or self.num_mixing == 1:
+                return scored(stream.rows(self.mixing, chosen))
+            # That the support depends on psi shows between two of them only.
+            at = min(int(chosen), 1)
+            return scored(stream.rows(self.mixing, chosen - at + torch.arange(2)))[:, at : at + 1]
+
+        scores = Scores(
+            new_scores,
+            lambda chunk: scored(stream.redraw(self.mixing, chunk)),
+            chosen_scores,
+            stream.seed,
+        )
+        largest = max(self.event_shape.numel(), self.mixing.event_shape.numel())
+        chunk = self.chunk_size or chunk_for(largest, rows.numel(), value.device)
+        sizes = chunk_sizes(self.num_mixing, stream.sizes[0], chunk)
+        log_sum, report = large_log_sum(scores, sizes, mode)
+        self._draws.report = report or self._draws.report
+        return log_sum.reshape(rows)
 
     def _proposed(self, value: Tensor, origin: Origin | None) -> Tensor:
         """Log of the weighted mean over psi from the proposal."""

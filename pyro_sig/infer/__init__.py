@@ -6,6 +6,7 @@ from pyro_sig.infer.auto_semi_implicit import AutoSemiImplicit
 from pyro_sig.infer.divi import DIVI, DenoisingScore
 from pyro_sig.infer.find_scale import ScaleReport, find_scale
 from pyro_sig.infer.fit import Fit, fit
+from pyro_sig.infer.gradient_noise import GradientNoise, gradient_noise
 from pyro_sig.infer.ksivi import KSIVI
 from pyro_sig.infer.no_guide import no_guide
 from pyro_sig.infer.path_gradient import MixtureScore, PathGradient_ELBO, ScoreEstimator
@@ -27,6 +28,7 @@ __all__ = [
     "AutoSemiImplicit",
     "DenoisingScore",
     "Fit",
+    "GradientNoise",
     "HMCScore",
     "History",
     "ImportanceScore",
@@ -38,6 +40,7 @@ __all__ = [
     "StopTraining",
     "find_scale",
     "fit",
+    "gradient_noise",
     "no_guide",
     "train",
 ]

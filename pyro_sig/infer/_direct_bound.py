@@ -14,6 +14,15 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from pyro_sig.distributions import BackwardReport, Implicit, Responsibility, TopK
+from pyro_sig.distributions.large_mixing import (
+    Scores,
+    chunk_for,
+    chunk_sizes,
+    large_log_sum,
+    whole_log_sum,
+)
+from pyro_sig.distributions.psi_stream import PsiStream
 from pyro_sig.infer._marginalize import (
     MarginalizeImplicit,
     NeedsIndexError,
@@ -22,7 +31,7 @@ from pyro_sig.infer._marginalize import (
     refuse_guided_sites,
 )
 
-__all__ = ["direct_bound", "stream_psi"]
+__all__ = ["direct_bound", "large_bound", "stream_psi"]
 
 
 class _Runs(NamedTuple):
@@ -68,10 +77,115 @@ def direct_bound(
     parts = [first]
     for size in _later_sizes(runs.num_mixing, chunk_size):
         parts.append(checkpoint(part, size, first.detach(), use_reentrant=False))
-    log_sum = torch.stack(parts).logsumexp(0) if len(parts) > 1 else first
+    return _bound(runs, runs.first, whole_log_sum(parts))
+
+
+def large_bound(
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: dict,
+    messenger: MarginalizeImplicit,
+    chunk_size: int | None,
+    mode: Responsibility | TopK,
+) -> tuple[Tensor, BackwardReport | None] | str:
+    """Runs the program without a gradient for each chunk of psi, and with one for the chosen.
+
+    :param callable model: a Pyro program.
+    :param callable guide: its guide, which samples the latents that are not implicit.
+    :param tuple args: arguments of both.
+    :param dict kwargs: keyword arguments of both.
+    :param MarginalizeImplicit messenger: with ``max_plate_nesting`` known.
+    :param int chunk_size: psi for each run, by default as many as a cache holds.
+    :param mode: how the psi are chosen.
+    :return: the bound, a scalar, and a report of the choice; or a string that says why the
+        program needs enumeration.
+    :raises ValueError: if rows have psi of their own.
+    """
+    stream = PsiStream()
+
+    def draw(implicit: Implicit, size: int) -> Tensor:
+        if implicit.batch_shape.numel() > 1:
+            raise ValueError(
+                "`backward` must be 'exact' where an implicit site has a batch shape of its own "
+                f"(`inputs` or noise of batch shape {tuple(implicit.batch_shape)}): rows share no "
+                "psi"
+            )
+        if chunk_size is None and not stream.sizes:  # the first is found here
+            size = min(size, chunk_for(max(1024, implicit.event_shape.numel())))
+        return implicit.push(stream.draw(implicit, size))
+
+    messenger.draw = draw
+    runs = _prepare(model, guide, args, kwargs, messenger, chunk_size, has_grad=False)
+    if isinstance(runs, str):
+        return runs
+    with torch.no_grad():
+        first = _pair_scores(runs, runs.first)
+    shape = first.shape[1:]
+    traces = [runs.first]
+
+    def flat(trace: Trace) -> Tensor:
+        return _pair_scores(runs, trace).reshape(-1, shape.numel()).mT
+
+    def new(size: int) -> Tensor:
+        return first_scores.pop() if first_scores else flat(runs.again(size))
+
+    def again(chunk: int) -> Tensor:
+        messenger.draw = lambda implicit, _: implicit.push(stream.redraw(implicit, chunk))
+        return flat(runs.again(stream.sizes[chunk]))
+
+    def rows(chosen: Tensor) -> Tensor:
+        messenger.draw = lambda implicit, _: implicit.push(stream.rows(implicit, chosen))
+        traces.append(runs.again(len(chosen)))
+        return flat(traces[-1])
+
+    first_scores = [first.reshape(-1, shape.numel()).mT]
+    emission: Any = runs.first.nodes[runs.emission_name]["fn"]
+    chunk = chunk_size or chunk_for(emission.event_shape.numel(), shape.numel(), first.device)
+    sizes = chunk_sizes(runs.num_mixing, stream.sizes[0], chunk)
+    scores = Scores(new, again, rows, stream.seed)
+    log_sum, report = large_log_sum(scores, sizes, mode, _row_weights(runs, shape))
+    # The last trace is the one with a gradient, if any is.
+    return _bound(runs, traces[-1], log_sum.reshape(shape)), report
+
+
+def _bound(runs: _Runs, trace: Trace, log_sum: Tensor) -> Tensor:
     scale: Any = runs.first.nodes[runs.emission_name]["scale"]
     bound = (scale * (log_sum - math.log(runs.num_mixing))).sum()
-    return bound + _log_prob_sum(runs.first, runs.latents) - _log_prob_sum(runs.guide)
+    return bound + _log_prob_sum(trace, runs.latents) - _log_prob_sum(runs.guide)
+
+
+def _row_weights(runs: _Runs, shape: torch.Size) -> Tensor | None:
+    """How much each row of the implicit site counts: its scale, and 0 where all data are masked."""
+    emission: Any = runs.first.nodes[runs.emission_name]
+    weights: Tensor | None = None
+    scale, mask = emission["scale"], emission["mask"]
+    if isinstance(scale, Tensor) and scale.dim():
+        weights = scale.expand(shape)
+    if isinstance(mask, Tensor) and mask.dim() <= runs.nesting:
+        plates = emission["fn"].batch_shape[1:]
+        kept = mask.expand(plates)
+        for dim in _inner_dims(runs, runs.first):
+            kept = kept.any(dim, keepdim=True)
+        kept = kept.expand(shape)
+        weights = kept.to(emission["value"].device) if weights is None else weights * kept
+    return None if weights is None else weights.reshape(-1).to(torch.get_default_dtype())
+
+
+def _pair_scores(runs: _Runs, trace: Trace) -> Tensor:
+    """Log-density of each (psi, row) pair, by a matrix product where there is one."""
+    if _by_product(runs, trace):
+        emission: Any = trace.nodes[runs.emission_name]
+        shared = _inner_dims(runs, trace)
+        return emission["fn"].pair_log_prob(emission["value"], shared, emission["mask"])
+    return _log_prob(runs, trace)
+
+
+def _by_product(runs: _Runs, trace: Trace) -> bool:
+    emission: Any = trace.nodes[runs.emission_name]
+    mask = emission["mask"]
+    fits = mask is None or not isinstance(mask, Tensor) or mask.dim() <= runs.nesting
+    return isinstance(emission["fn"], PairwiseEmission) and fits
 
 
 def stream_psi(
@@ -117,6 +231,7 @@ def _prepare(
     kwargs: dict,
     messenger: MarginalizeImplicit,
     chunk_size: int | None,
+    has_grad: bool = True,
 ) -> _Runs | str:
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
 
@@ -126,7 +241,8 @@ def _prepare(
         return poutine.trace(program).get_trace(*args, **kwargs)
 
     try:
-        trace = run(chunk_size or math.inf, guide_trace)
+        with torch.set_grad_enabled(has_grad and torch.is_grad_enabled()):
+            trace = run(chunk_size or math.inf, guide_trace)
     except NeedsIndexError:
         return f"several implicit sites, {list(messenger.implicit_sites)} first"
     refuse_guided_sites(messenger, guide_trace)
@@ -196,12 +312,10 @@ def _log_prob_sum(trace: Trace, names: list[str] | None = None) -> Tensor | floa
 
 def _log_sum(runs: _Runs, trace: Trace) -> Tensor:
     """Log of the summed densities over psi, with one entry for each row of the implicit site."""
-    emission: Any = trace.nodes[runs.emission_name]
-    mask = emission["mask"]
-    fits = mask is None or not isinstance(mask, Tensor) or mask.dim() <= runs.nesting
-    if isinstance(emission["fn"], PairwiseEmission) and fits:
+    if _by_product(runs, trace):
+        emission: Any = trace.nodes[runs.emission_name]
         shared = _inner_dims(runs, trace)
-        return emission["fn"].mixture_log_prob(emission["value"], shared, mask)
+        return emission["fn"].mixture_log_prob(emission["value"], shared, emission["mask"])
     return _log_prob(runs, trace).logsumexp(-1 - runs.nesting)
 
 

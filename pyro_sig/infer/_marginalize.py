@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,6 +37,10 @@ def implicit_of(fn: Any) -> Implicit | None:  # noqa: ANN401 - a site's fn may b
     while isinstance(fn, Independent):
         fn = fn.base_dist
     return fn if isinstance(fn, Implicit) else None
+
+
+def _draw_new(implicit: Implicit, size: int) -> Tensor:
+    return implicit.rsample((size,))
 
 
 class Atoms(TorchDistribution):
@@ -99,15 +103,26 @@ class PairwiseEmission(TorchDistribution):
         :param mask: which data count, by default all.
         :return: shape ``[*plates]``, 1 along the shared ones.
         """
+        terms, plates = self._added(value, shared, mask)
+        log_sum = log_mixture(terms.statistics, terms.natural, terms.log_normalizer)
+        return (log_sum + terms.carrier).reshape(plates).to(self.terms.carrier.dtype)
+
+    def pair_log_prob(self, value: Tensor, shared: Sequence[int] = (), mask: Any = None) -> Tensor:
+        """Scores as :meth:`mixture_log_prob` does before its sum: shape ``[M, *plates]``."""
+        (statistics, carrier, natural, log_normalizer), plates = self._added(value, shared, mask)
+        with full_precision(statistics.device):
+            scores = torch.addmm(-log_normalizer, statistics, natural.mT) + carrier.unsqueeze(-1)
+        return scores.mT.reshape(-1, *plates).to(self.terms.carrier.dtype)
+
+    def _added(self, value: Tensor, shared: Sequence[int], mask: Any) -> tuple[Terms, torch.Size]:
+        """Terms of the data that share a component, and the plates that are left."""
         self._validate(value)
         terms, plates = self.terms, self.inner_shape[1:]
-        dtype = terms.carrier.dtype
         if shared or mask is not None:
             terms = _add_statistics(terms, plates, shared, mask)
             sizes = (1 if i - len(plates) in shared else n for i, n in enumerate(plates))
             plates = torch.Size(sizes)
-        log_sum = log_mixture(terms.statistics, terms.natural, terms.log_normalizer)
-        return (log_sum + terms.carrier).reshape(plates).to(dtype)
+        return terms, plates
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Scores every (component, datum) pair."""
@@ -157,6 +172,8 @@ class MarginalizeImplicit(Messenger):
     :param int max_plate_nesting: dimensions that belong to plates; indices lie to the left.
     :ivar float largest_draw: if set, no index is made: at most this many atoms stand at dimension
         ``-1 - max_plate_nesting``, for a caller who reduces it.
+    :ivar callable draw: (implicit distribution, largest number) -> its atoms, by default as many
+        new ones.
     """
 
     def __init__(self, num_mixing: int, max_plate_nesting: float) -> None:
@@ -164,6 +181,7 @@ class MarginalizeImplicit(Messenger):
         self.num_mixing = num_mixing
         self.max_plate_nesting = max_plate_nesting
         self.largest_draw: float | None = None
+        self.draw: Callable[[Implicit, int], Tensor] = _draw_new
         self.requested: dict[str, int] = {}
         self.implicit_sites: dict[str, str] = {}
         self.broadcast_sites: dict[str, str] = {}
@@ -200,7 +218,7 @@ class MarginalizeImplicit(Messenger):
         self.requested[name] = num_mixing
         if self.largest_draw is not None:
             num_mixing = int(min(num_mixing, self.largest_draw))
-        psi = implicit.expand(own).rsample((num_mixing,))
+        psi = self.draw(implicit.expand(own), num_mixing)
         dim = self._enumerated_dim(msg, psi, len(implicit.batch_shape))
         if dim is None:  # a run without enumeration, such as the search for plates
             psi = implicit.rsample()
@@ -329,9 +347,16 @@ def check_scales(trace: Trace, *names: str) -> None:
     :param str names: sites that are summed out together.
     :raises ValueError: if their scales differ.
     """
-    first, *others = (torch.as_tensor(trace.nodes[name]["scale"]) for name in names)
-    if any(other.shape != first.shape or (other != first).any() for other in others):
+    first, *others = (trace.nodes[name]["scale"] for name in names)
+    if not all(_equal(first, other) for other in others):
         raise ValueError(_ONE_SCALE)
+
+
+def _equal(a: Tensor | float, b: Tensor | float) -> bool:
+    if a is b or not (isinstance(a, Tensor) or isinstance(b, Tensor)):
+        return a is b or a == b  # numbers, and no wait for a device
+    one, other = torch.as_tensor(a), torch.as_tensor(b)
+    return one.shape == other.shape and bool((one == other).all())
 
 
 _RAGGED = (

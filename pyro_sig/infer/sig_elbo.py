@@ -12,10 +12,11 @@ from pyro.infer import TraceEnum_ELBO
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_sig.distributions import PsiPosterior
+from pyro_sig.distributions import BackwardReport, PsiPosterior, Responsibility, TopK
+from pyro_sig.distributions.backward_modes import backward_mode
 from pyro_sig.distributions.components import check_positive
 from pyro_sig.distributions.psi_posterior import resample_psi, weigh_psi
-from pyro_sig.infer._direct_bound import direct_bound, stream_psi
+from pyro_sig.infer._direct_bound import direct_bound, large_bound, stream_psi
 from pyro_sig.infer._marginalize import (
     MarginalizeImplicit,
     explained_errors,
@@ -50,12 +51,20 @@ class SIG_ELBO(TraceEnum_ELBO):
     :param int chunk_size: draw and score this many psi at a time and compute them again in the
         backward pass, so that ``num_mixing`` may exceed memory. For programs that
         are scored without enumeration.
+    :param backward: which psi the backward pass touches: ``"exact"``, all of them;
+        ``"responsibility"`` or a :class:`~pyro_sig.distributions.Responsibility`, about 1024
+        chosen at random, without bias; ``"top"`` or a :class:`~pyro_sig.distributions.TopK`, the
+        8 that explain each row best. The loss is that of all M draws, which are made in chunks,
+        of a size found here where ``chunk_size`` is None. For the programs that ``chunk_size``
+        can stream, where the rows share their psi.
     :param kwargs: further arguments of :class:`pyro.infer.TraceEnum_ELBO`, such as
         ``num_particles``, ``max_plate_nesting`` and ``vectorize_particles``.
     :ivar dict broadcast_sites: after a step, observed site -> why it took no matrix product.
+    :ivar backward_report: after a step with another ``backward`` than ``"exact"``, a
+        :class:`~pyro_sig.distributions.BackwardReport` of its last particle.
     :raises ValueError: for ``num_mixing < 1``; during a step for chains of implicit sites, for an
         implicit site that the guide samples, for differently scaled plates, and for a program
-        that ``chunk_size`` cannot stream.
+        that ``chunk_size`` cannot stream or ``backward`` cannot draw again.
 
     Reference: M. Yin and M. Zhou (2018), "Semi-Implicit Generative Model", eq. 6.
 
@@ -77,15 +86,23 @@ class SIG_ELBO(TraceEnum_ELBO):
         True
     """
 
-    def __init__(self, num_mixing: int, chunk_size: int | None = None, **kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        num_mixing: int,
+        chunk_size: int | None = None,
+        backward: Responsibility | TopK | str = "exact",
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
         check_positive("num_mixing", num_mixing)
         if chunk_size is not None:
             check_positive("chunk_size", chunk_size)
+        self._mode = backward_mode(backward)
         super().__init__(**kwargs)
         self.num_mixing = num_mixing
         self.chunk_size = chunk_size
         self._enumerates: bool | None = None  # not known before the first run
         self.broadcast_sites: dict[str, str] = {}
+        self.backward_report: BackwardReport | None = None
 
     # -------------------------------------------------------------------------------- the bound
 
@@ -127,16 +144,17 @@ class SIG_ELBO(TraceEnum_ELBO):
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict
     ) -> Tensor | None:
         """The loss of a program that needs no enumeration, else None."""
-        if self.chunk_size is None and (self._enumerates or self.vectorize_particles):
+        must_stream = self.chunk_size is not None or self._mode is not None
+        if not must_stream and (self._enumerates or self.vectorize_particles):
             return None
         self._find_plates(model, guide, args, kwargs)
         random_state = torch.get_rng_state() if self._enumerates is None else None
         bounds = []
         for _ in range(self.num_particles):
             messenger = MarginalizeImplicit(self.num_mixing, self.max_plate_nesting)
-            bound = direct_bound(model, guide, args, kwargs, messenger, self.chunk_size)
+            bound = self._one_bound(model, guide, args, kwargs, messenger)
             if isinstance(bound, str):
-                if self.chunk_size is not None:
+                if must_stream:
                     raise self._not_streamed(bound)
                 self._enumerates = True
                 if random_state is not None:  # as if this run had not been
@@ -146,6 +164,24 @@ class SIG_ELBO(TraceEnum_ELBO):
             bounds.append(bound)
         self._enumerates = False
         return -torch.stack(bounds).mean()
+
+    def _one_bound(
+        self,
+        model: Callable,
+        guide: Callable,
+        args: tuple,
+        kwargs: dict,
+        messenger: MarginalizeImplicit,
+    ) -> Tensor | str:
+        program = (model, guide, args, kwargs, messenger, self.chunk_size)
+        if self._mode is None:
+            return direct_bound(*program)
+        found = large_bound(*program, self._mode)
+        if isinstance(found, str):
+            return found
+        bound, report = found
+        self.backward_report = report or self.backward_report
+        return bound
 
     # --------------------------------------------------------------------------- by enumeration
 
@@ -224,10 +260,12 @@ class SIG_ELBO(TraceEnum_ELBO):
         self._messenger.atoms.clear()
         return posterior
 
-    @staticmethod
-    def _not_streamed(was: str) -> ValueError:
+    def _not_streamed(self, was: str) -> ValueError:
+        argument = "`chunk_size` must be None"
+        if self.chunk_size is None:
+            argument = "`backward` must be 'exact'"
         return ValueError(
-            "`chunk_size` must be None unless the program has one implicit site, one observed "
+            f"{argument} unless the program has one implicit site, one observed "
             "site, which depends on it, and no latents but those that the guide draws by "
             f"rsample; was {was}"
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tests.bench import adversarial, hierarchy, sivi, steps, streaming, tmc, trainers
+from tests.bench import adversarial, hierarchy, large_mixing, sivi, steps, streaming, tmc, trainers
 
 
 def main() -> None:
@@ -33,6 +33,7 @@ def main() -> None:
         results |= {f"{k}_threads{threads}": v for k, v in sivi.run(args.repeats).items()}
         results |= {f"{k}_threads{threads}": v for k, v in hierarchy.run(args.repeats).items()}
         results |= {f"{k}_threads{threads}": v for k, v in adversarial.run(args.repeats).items()}
+    results |= large_mixing.run(args.repeats)
     results |= trainers.run(args.repeats)
     results |= tmc.run(args.repeats)
     results |= streaming.against_keops(args.repeats)

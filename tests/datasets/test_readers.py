@@ -1,6 +1,7 @@
 """Readers against made and real files."""
 
 import gzip
+import lzma
 import os
 import struct
 import sys
@@ -67,6 +68,7 @@ GOOD = idx_bytes(np.arange(6, dtype=np.uint8).reshape(2, 3), 0x08)
         (gzip.compress(GOOD, mtime=0) + b"junk", r"corrupt gzip"),
         (gzip.compress(GOOD, mtime=0)[:10] + b"\xff" * 20, r"corrupt gzip"),
         (b"\x1f\x8b", r"corrupt gzip"),
+        (lzma.compress(GOOD)[:-9], r"corrupt xz"),
     ],
 )
 def test_read_idx_refuses(tmp_path, data, match):
@@ -109,7 +111,8 @@ def test_load_mnist(tmp_path):
 def test_load_mnist_refuses(tmp_path):
     with pytest.raises(ValueError, match="`split` must be 'train' or 'test', was 'valid'"):
         datasets.load_mnist(tmp_path, "valid")
-    with pytest.raises(FileNotFoundError, match=r"train-images-idx3-ubyte nor .*\.gz"):
+    missing = r"train-images-idx3-ubyte nor .*\.gz exists: .* at https://ossci-datasets"
+    with pytest.raises(FileNotFoundError, match=missing):
         datasets.load_mnist(tmp_path)
     write_mnist(tmp_path, np.zeros((2, 28, 27), np.uint8), np.zeros(2, np.uint8))
     with pytest.raises(ValueError, match=r"`root` must hold uint8 images .*\[2, 28, 27\]"):
