@@ -8,9 +8,9 @@ semi-implicit one feeds noise to the layers after its trunk: given x, q(z | x) i
 Gaussians over that noise. The trunk sees each image once, the noise layers K times.
 
 Judged is log p(x) of the 10,000 test images, estimated from below by importance sampling with
-1,000 draws of each encoder, and compared image by image. By default z has two dimensions: there
-posteriors bend, and the picture shows all of them. With ten, so short a training shows no clear
-difference.
+1,000 draws of each encoder, and compared image by image. By default z has two dimensions: log p(x)
+is then known by quadrature too, and the picture shows all of a posterior. With ten, so short a
+training shows no clear difference.
 
     python examples/semi_implicit_vae.py --data-dir data --out out/semi_implicit_vae
 
@@ -213,7 +213,7 @@ def log_weights(vae: VAE, x: Tensor, num: int, block: int = 100) -> tuple[Tensor
 
 @torch.no_grad()
 def exact_log_p(vae: VAE, x: Tensor, end: float = 6.0, spacing: float = 0.03) -> Tensor:
-    """Returns log p(x) [N] of a model with two latents, by a grid of nodes that all images share."""
+    """Returns log p(x) [N] of a model with two latents, by a grid that all images share."""
     axis = torch.arange(-end, end, spacing).to(x)
     found = x.new_full((len(x),), -math.inf)
     for z in torch.cartesian_prod(axis, axis).split(2000):

@@ -13,7 +13,14 @@ from torch import Tensor
 
 from pyro_sig._random_state import preserved_random_state
 
-__all__ = ["all_reduce_logsumexp", "check_group", "check_same", "rank_share", "same_draws"]
+__all__ = [
+    "all_reduce_logsumexp",
+    "check_group",
+    "check_same",
+    "own_share",
+    "rank_share",
+    "same_draws",
+]
 
 Group = Any  # a torch.distributed.ProcessGroup, which a build without distributed lacks
 
@@ -64,6 +71,25 @@ def rank_share(number: int, group: Group = None) -> int:
             f"{number!r}"
         )
     return number // size + (rank < number % size)
+
+
+def own_share(num_mixing: int, mixing_group: Group) -> int:
+    """Returns how many of the psi of a mixture this process draws.
+
+    :param int num_mixing: the psi of all processes together.
+    :param mixing_group: the processes that share them out, None for this one alone.
+    :return: the number of this process.
+    :raises ValueError: if there are fewer psi than processes.
+    """
+    if mixing_group is None:
+        return num_mixing
+    size = check_group(mixing_group)[1]
+    if num_mixing < size:
+        raise ValueError(
+            f"`num_mixing` must be at least {size}, one psi for each process of `mixing_group`, "
+            f"was {num_mixing}"
+        )
+    return rank_share(num_mixing, mixing_group)
 
 
 class _LogSumExp(torch.autograd.Function):

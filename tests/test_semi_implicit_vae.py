@@ -69,6 +69,16 @@ def test_bounds(example):
     assert -5 * float(gap.std()) / len(x) ** 0.5 < float(gap.mean()) < 0.2
 
 
+def test_quadrature_sums_to_one(example):
+    vae = example.make_vae(example.METHODS["gaussian"], torch.full((5,), 0.4), 2)
+    with torch.no_grad():
+        vae.decoder.head.weight *= 5
+    x = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 5)  # all images there are
+    log_p = example.exact_log_p(vae, x, spacing=0.1)
+    assert abs(float(log_p.logsumexp(0))) < 1e-4
+    torch.testing.assert_close(log_p, example.exact_log_p(vae, x, spacing=0.05), rtol=0, atol=1e-3)
+
+
 def test_batches_depend_on_step_and_seed_alone(example):
     x = torch.arange(10.0)
     batch = example.batches(x, 5, seed=1)

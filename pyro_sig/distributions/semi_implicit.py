@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.utils.checkpoint import checkpoint
 
+from pyro_sig._rank_sum import all_reduce_logsumexp, check_same, own_share
 from pyro_sig.distributions.backward_modes import (
     BackwardReport,
     Responsibility,
@@ -99,6 +100,18 @@ def _check_backward(
         raise ValueError(f"`backward` must be 'exact' {why}; was {backward!r}")
 
 
+def _check_mixing_group(mixing: Distribution, proposal: object) -> None:
+    why = ""
+    if isinstance(mixing, ParticleMixing):
+        why = "with a ParticleMixing, whose particles every process has"
+    elif not mixing.has_rsample:
+        why = "where `mixing` has no rsample: the score term needs all psi at once"
+    elif proposal is not None:
+        why = "with a `proposal`, which draws psi for each row"
+    if why:
+        raise ValueError(f"`mixing_group` must be None {why}")
+
+
 class _IndependentRows(Independent):
     """Keeps the score term of the mixing, which Pyro's own class would leave out."""
 
@@ -150,6 +163,11 @@ class SemiImplicit(TorchDistribution):
         8 that explain each datum best. The value is that of all K psi. With either of the two,
         psi are drawn in chunks (of a size found here where ``chunk_size`` is None), each must be
         a function of its own noise, and there are first derivatives only.
+    :param mixing_group: a process group of :mod:`torch.distributed` whose W processes draw K / W of
+        the psi each; the mean is over all K, and gradients are whole once they are averaged over
+        processes, as :func:`~pyro_sig.distributed.data_parallel` does. The value has to be the
+        same in all of them (checked while validation is on). None for this process alone.
+        ``shared_psi``, ``mean`` and ``variance`` are of the own psi.
     :raises ValueError: for ``num_mixing < 1`` or a conditional of another batch shape; from
         ``log_prob`` for a value outside shape or support. For a ``backward`` that the mixing does
         not allow: it needs rsample, no batch shape, ``share_draws`` and no ``proposal``.
@@ -181,6 +199,7 @@ class SemiImplicit(TorchDistribution):
         proposal: Callable[[Tensor], Distribution] | None = None,
         validate_args: bool | None = None,
         backward: Responsibility | TopK | str = "exact",
+        mixing_group: Any = None,  # noqa: ANN401
     ) -> None:
         if not isinstance(mixing, Distribution):
             raise ValueError(f"`mixing` must be a Distribution, was {type(mixing).__name__}")
@@ -200,6 +219,8 @@ class SemiImplicit(TorchDistribution):
         mode = backward_mode(backward)
         if mode is not None:
             _check_backward(backward, mixing, share_draws, proposal)
+        if mixing_group is not None:
+            _check_mixing_group(mixing, proposal)
         if isinstance(mixing, ParticleMixing):
             num_mixing, share_draws = len(mixing.particles), True  # the mixture is finite
         elif proposal is not None:
@@ -210,6 +231,8 @@ class SemiImplicit(TorchDistribution):
         self.num_mixing = num_mixing
         self.share_draws = share_draws
         self.chunk_size = chunk_size
+        self.mixing_group = mixing_group
+        self._num_own = own_share(num_mixing, mixing_group)
         self._mode = mode
         self._draws = _Draws()
         self._lineage = Lineage()
@@ -218,7 +241,7 @@ class SemiImplicit(TorchDistribution):
                 components = self._fresh()[1]
         else:
             # Two psi are enough to tell whether the support depends on them.
-            first = min(num_mixing, chunk_size or num_mixing) if share_draws else 2
+            first = min(self._num_own, chunk_size or self._num_own) if share_draws else 2
             psi, components = self._draw_fresh(first)
             if share_draws:
                 self._draws.psi, self._draws.components = psi, components
@@ -246,7 +269,7 @@ class SemiImplicit(TorchDistribution):
         if self._mode is not None:
             return self._pushed(self._first_of_stream().redraw(self.mixing, 0))
         if draws.psi is None or draws.components is None:
-            size = min(self.num_mixing, self.chunk_size or self.num_mixing)
+            size = min(self._num_own, self.chunk_size or self._num_own)
             draws.psi, draws.components = self._draw_fresh(size)
         return draws.psi, draws.components
 
@@ -260,7 +283,7 @@ class SemiImplicit(TorchDistribution):
         if draws.stream is None:
             size = self.chunk_size or chunk_for(1024)  # before it is known what a psi emits
             draws.stream = PsiStream()
-            draws.stream.draw(self.mixing, min(self.num_mixing, size))
+            draws.stream.draw(self.mixing, min(self._num_own, size))
         return draws.stream
 
     @property
@@ -328,6 +351,7 @@ class SemiImplicit(TorchDistribution):
         new = self._copy_to(SemiImplicit.__new__(SemiImplicit), self.batch_shape)
         if not isinstance(self.mixing, ParticleMixing):
             new.num_mixing, new._draws = num_mixing, _Draws()
+            new._num_own = own_share(num_mixing, self.mixing_group)
             if self.proposal is None and share_draws is not None:
                 new.share_draws = share_draws
                 if not share_draws:
@@ -508,6 +532,10 @@ class SemiImplicit(TorchDistribution):
         log_mixing: Tensor | float = 0.0
         if self.mixing.has_rsample:
             log_sum = self._log_sum(value)
+            if self.mixing_group is not None:
+                if self._validate_args:
+                    check_same("value", value, self.mixing_group)
+                log_sum = all_reduce_logsumexp(log_sum, self.mixing_group)
         else:
             if self.chunk_size is not None:
                 raise ValueError(
@@ -538,13 +566,13 @@ class SemiImplicit(TorchDistribution):
         if self.share_draws:
             psi, components = self._fresh()
             parts = [mixture_log_prob(components, value)]
-            left = self.num_mixing - len(psi)
+            left = self._num_own - len(psi)
 
             def chunk(value: Tensor, size: int) -> Tensor:
                 return mixture_log_prob(self._draw(self.mixing, (size,))[1], value)
 
         else:
-            parts, left = [], self.num_mixing
+            parts, left = [], self._num_own
             mixing, shape = self._own_mixing(value)
 
             def chunk(value: Tensor, size: int) -> Tensor:
@@ -578,7 +606,7 @@ class SemiImplicit(TorchDistribution):
             )
 
         def chosen_scores(chosen: Tensor) -> Tensor:
-            if len(chosen) > 1 or self.num_mixing == 1:
+            if len(chosen) > 1 or self._num_own == 1:
                 return scored(stream.rows(self.mixing, chosen))
             # That the support depends on psi shows between two of them only.
             at = min(int(chosen), 1)
@@ -592,7 +620,7 @@ class SemiImplicit(TorchDistribution):
         )
         largest = max(self.event_shape.numel(), self.mixing.event_shape.numel())
         chunk = self.chunk_size or chunk_for(largest, rows.numel(), value.device)
-        sizes = chunk_sizes(self.num_mixing, stream.sizes[0], chunk)
+        sizes = chunk_sizes(self._num_own, stream.sizes[0], chunk)
         log_sum, report = large_log_sum(scores, sizes, mode)
         self._draws.report = report or self._draws.report
         return log_sum.reshape(rows)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from pyro_sig._rank_sum import all_reduce_logsumexp, check_same, own_share, same_draws
 from pyro_sig.distributions import BackwardReport, Implicit, Responsibility, TopK
 from pyro_sig.distributions.large_mixing import (
     Scores,
@@ -44,6 +47,8 @@ class _Runs(NamedTuple):
     emission_name: str
     latents: list[str]
     num_mixing: int
+    num_own: int  # of them, which this process draws
+    mixing_group: Any
     nesting: int
 
 
@@ -75,7 +80,7 @@ def direct_bound(
 
     # `first` tells the checkpoint which device's random state to keep.
     parts = [first]
-    for size in _later_sizes(runs.num_mixing, chunk_size):
+    for size in _later_sizes(runs.num_own, chunk_size):
         parts.append(checkpoint(part, size, first.detach(), use_reentrant=False))
     return _bound(runs, runs.first, whole_log_sum(parts))
 
@@ -142,7 +147,7 @@ def large_bound(
     first_scores = [first.reshape(-1, shape.numel()).mT]
     emission: Any = runs.first.nodes[runs.emission_name]["fn"]
     chunk = chunk_size or chunk_for(emission.event_shape.numel(), shape.numel(), first.device)
-    sizes = chunk_sizes(runs.num_mixing, stream.sizes[0], chunk)
+    sizes = chunk_sizes(runs.num_own, stream.sizes[0], chunk)
     scores = Scores(new, again, rows, stream.seed)
     log_sum, report = large_log_sum(scores, sizes, mode, _row_weights(runs, shape))
     # The last trace is the one with a gradient, if any is.
@@ -150,7 +155,12 @@ def large_bound(
 
 
 def _bound(runs: _Runs, trace: Trace, log_sum: Tensor) -> Tensor:
-    scale: Any = runs.first.nodes[runs.emission_name]["scale"]
+    emission: Any = runs.first.nodes[runs.emission_name]
+    if runs.mixing_group is not None:
+        if is_validation_enabled():
+            check_same(runs.emission_name, emission["value"], runs.mixing_group)
+        log_sum = all_reduce_logsumexp(log_sum, runs.mixing_group)
+    scale = emission["scale"]
     bound = (scale * (log_sum - math.log(runs.num_mixing))).sum()
     return bound + _log_prob_sum(trace, runs.latents) - _log_prob_sum(runs.guide)
 
@@ -218,7 +228,7 @@ def stream_psi(
 
     def chunks() -> Iterator[tuple[Tensor, Tensor]]:
         yield chunk(runs.first)
-        for size in _later_sizes(runs.num_mixing, chunk_size):
+        for size in _later_sizes(runs.num_own, chunk_size):
             yield chunk(runs.again(size))
 
     return runs.psi_name, chunks()
@@ -233,7 +243,9 @@ def _prepare(
     chunk_size: int | None,
     has_grad: bool = True,
 ) -> _Runs | str:
-    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    group = messenger.mixing_group
+    with nullcontext() if group is None else same_draws(group):  # latents are shared
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
 
     def run(size: float, replayed: Trace) -> Trace:
         messenger.largest_draw = size
@@ -258,8 +270,18 @@ def _prepare(
             return run(size, rest)
 
     num_mixing = messenger.requested[psi_name]
-    nesting = int(messenger.max_plate_nesting)
-    return _Runs(guide_trace, trace, again, psi_name, emission_name, latents, num_mixing, nesting)
+    return _Runs(
+        guide=guide_trace,
+        first=trace,
+        again=again,
+        psi_name=psi_name,
+        emission_name=emission_name,
+        latents=latents,
+        num_mixing=num_mixing,
+        num_own=own_share(num_mixing, group),
+        mixing_group=group,
+        nesting=int(messenger.max_plate_nesting),
+    )
 
 
 def _later_sizes(num_mixing: int, chunk_size: int | None) -> list[int]:

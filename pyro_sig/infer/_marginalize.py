@@ -16,6 +16,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Distribution, Independent, constraints
 
+from pyro_sig._rank_sum import own_share
 from pyro_sig.distributions import Implicit, Terms, log_mixture, pairwise_terms
 from pyro_sig.distributions.components import check_positive
 from pyro_sig.distributions.log_mixture import full_precision
@@ -174,6 +175,7 @@ class MarginalizeImplicit(Messenger):
         ``-1 - max_plate_nesting``, for a caller who reduces it.
     :ivar callable draw: (implicit distribution, largest number) -> its atoms, by default as many
         new ones.
+    :ivar mixing_group: processes that share the atoms out, where no index is made.
     """
 
     def __init__(self, num_mixing: int, max_plate_nesting: float) -> None:
@@ -182,6 +184,7 @@ class MarginalizeImplicit(Messenger):
         self.max_plate_nesting = max_plate_nesting
         self.largest_draw: float | None = None
         self.draw: Callable[[Implicit, int], Tensor] = _draw_new
+        self.mixing_group: Any = None
         self.requested: dict[str, int] = {}
         self.implicit_sites: dict[str, str] = {}
         self.broadcast_sites: dict[str, str] = {}
@@ -217,7 +220,7 @@ class MarginalizeImplicit(Messenger):
         check_positive(f"num_mixing` at site `{name}", num_mixing)
         self.requested[name] = num_mixing
         if self.largest_draw is not None:
-            num_mixing = int(min(num_mixing, self.largest_draw))
+            num_mixing = int(min(own_share(num_mixing, self.mixing_group), self.largest_draw))
         psi = self.draw(implicit.expand(own), num_mixing)
         dim = self._enumerated_dim(msg, psi, len(implicit.batch_shape))
         if dim is None:  # a run without enumeration, such as the search for plates
@@ -353,10 +356,12 @@ def check_scales(trace: Trace, *names: str) -> None:
 
 
 def _equal(a: Tensor | float, b: Tensor | float) -> bool:
-    if a is b or not (isinstance(a, Tensor) or isinstance(b, Tensor)):
-        return a is b or a == b  # numbers, and no wait for a device
-    one, other = torch.as_tensor(a), torch.as_tensor(b)
-    return one.shape == other.shape and bool((one == other).all())
+    if a is b:
+        return True
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        one, other = torch.as_tensor(a), torch.as_tensor(b)
+        return one.shape == other.shape and bool((one == other).all())
+    return a == b  # numbers: no wait for a device
 
 
 _RAGGED = (

@@ -12,6 +12,7 @@ from pyro.infer import TraceEnum_ELBO
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_sig._rank_sum import own_share
 from pyro_sig.distributions import BackwardReport, PsiPosterior, Responsibility, TopK
 from pyro_sig.distributions.backward_modes import backward_mode
 from pyro_sig.distributions.components import check_positive
@@ -57,6 +58,11 @@ class SIG_ELBO(TraceEnum_ELBO):
         8 that explain each row best. The loss is that of all M draws, which are made in chunks,
         of a size found here where ``chunk_size`` is None. For the programs that ``chunk_size``
         can stream, where the rows share their psi.
+    :param mixing_group: a process group of :mod:`torch.distributed` whose W processes draw M / W of
+        the psi each, for the same data; the bound is that of all M, and gradients are whole once
+        they are averaged over processes, as :func:`~pyro_sig.distributed.data_parallel` does. The
+        guide draws the same latents in all of them. For the programs that ``chunk_size`` can
+        stream. None for this process alone, as :meth:`psi_posterior` always is.
     :param kwargs: further arguments of :class:`pyro.infer.TraceEnum_ELBO`, such as
         ``num_particles``, ``max_plate_nesting`` and ``vectorize_particles``.
     :ivar dict broadcast_sites: after a step, observed site -> why it took no matrix product.
@@ -91,12 +97,15 @@ class SIG_ELBO(TraceEnum_ELBO):
         num_mixing: int,
         chunk_size: int | None = None,
         backward: Responsibility | TopK | str = "exact",
+        mixing_group: Any = None,  # noqa: ANN401
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         check_positive("num_mixing", num_mixing)
         if chunk_size is not None:
             check_positive("chunk_size", chunk_size)
         self._mode = backward_mode(backward)
+        own_share(num_mixing, mixing_group)
+        self.mixing_group = mixing_group
         super().__init__(**kwargs)
         self.num_mixing = num_mixing
         self.chunk_size = chunk_size
@@ -144,7 +153,7 @@ class SIG_ELBO(TraceEnum_ELBO):
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict
     ) -> Tensor | None:
         """The loss of a program that needs no enumeration, else None."""
-        must_stream = self.chunk_size is not None or self._mode is not None
+        must_stream = any(x is not None for x in (self.chunk_size, self._mode, self.mixing_group))
         if not must_stream and (self._enumerates or self.vectorize_particles):
             return None
         self._find_plates(model, guide, args, kwargs)
@@ -152,6 +161,7 @@ class SIG_ELBO(TraceEnum_ELBO):
         bounds = []
         for _ in range(self.num_particles):
             messenger = MarginalizeImplicit(self.num_mixing, self.max_plate_nesting)
+            messenger.mixing_group = self.mixing_group
             bound = self._one_bound(model, guide, args, kwargs, messenger)
             if isinstance(bound, str):
                 if must_stream:
@@ -263,6 +273,8 @@ class SIG_ELBO(TraceEnum_ELBO):
     def _not_streamed(self, was: str) -> ValueError:
         argument = "`chunk_size` must be None"
         if self.chunk_size is None:
+            argument = "`mixing_group` must be None"
+        if self._mode is not None:
             argument = "`backward` must be 'exact'"
         return ValueError(
             f"{argument} unless the program has one implicit site, one observed "

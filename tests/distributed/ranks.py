@@ -50,7 +50,7 @@ class Ranks:
     def __init__(self, size):
         self.size = size
         context = multiprocessing.get_context("forkserver")
-        modules = ["checks", "rank_sums"]
+        modules = ["checks", "rank_sums", "shared_mixtures"]
         preload = [f"tests.distributed.{name}" for name in modules]
         # What the first optimiser imports.
         context.set_forkserver_preload(["torch._dynamo", *preload])
