@@ -14,12 +14,16 @@ from torch import Tensor
 
 from pyro_sig.datasets import load_mnist
 
+# Folder of the data -> what it must hold.
 HELD = {
     "mnist": "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
-    "t10k-labels-idx1-ubyte, plain or .gz, from http://yann.lecun.com/exdb/mnist or a mirror of it "
-    "such as https://ossci-datasets.s3.amazonaws.com/mnist",
-    "cifar10": "data_batch_1.bin to data_batch_5.bin, plain, .gz or .xz, of the binary version in "
-    "https://www.cs.toronto.edu/~kriz/cifar.html",
+    "t10k-labels-idx1-ubyte, plain or compressed, from http://yann.lecun.com/exdb/mnist or a "
+    "mirror of it such as https://ossci-datasets.s3.amazonaws.com/mnist",
+    "cifar10": "data_batch_1.bin to data_batch_5.bin, plain or compressed, of the binary version "
+    "in https://www.cs.toronto.edu/~kriz/cifar.html",
+    "binarized_mnist": "binarized_mnist_train.amat, binarized_mnist_valid.amat and "
+    "binarized_mnist_test.amat from "
+    "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist",
 }
 
 
@@ -52,20 +56,19 @@ def check_device(device: str) -> str:
     return device
 
 
-def read_images(
-    data_dir: str | None, folder: str, read: Callable[..., tuple[Tensor, Tensor]], **options: Any
-) -> tuple[Tensor, Tensor]:
-    """Reads images and labels, or ends the program with what is missing and where to get it."""
-    held = f"the folder {folder} there must hold {HELD[folder]}"
+def read_images(data_dir: str | None, name: str, read: Callable[..., Any], **options: Any) -> Any:
+    """Reads images from a folder of the data, or from the data folder itself.
+
+    Ends the program with what is missing and where to get it, if they are in neither.
+    """
+    held = f"the folder {name} there, or the folder itself, must hold {HELD[name]}"
     if data_dir is None:
         fail(f"--data-dir or PYRO_SIG_DATA must be set: {held}")
-    path = Path(data_dir) / folder
-    if not path.is_dir():
-        fail(f"no {path}: {held}")
+    path = Path(data_dir) / name
     try:
-        return read(path, **options)
+        return read(path if path.is_dir() else path.parent, **options)
     except FileNotFoundError as error:
-        fail(f"{error}: {held}")
+        fail(f"{error}\n{held}" if path.is_dir() else f"no {path}, and {error}\n{held}")
     except ValueError as error:  # truncated, or something else
         fail(str(error))
 

@@ -10,7 +10,7 @@ on eight Gaussians on a ring, or 25 on a grid
 - one: the first process alone, with all rows and all psi;
 - data: each process has its share of the rows, and gradients are reduced (`data_parallel`);
 - mixing: each process has all rows and its share of the psi, and the mixture is over the psi of all
-  (`all_reduce_logsumexp`), so that the bound is that of one process with all of them;
+  (`SIG_ELBO(..., mixing_group=...)`), so that the bound is that of one process with all of them;
 - gan-si: as "data", with a critic beside the bound.
 
 The first process prints a table of the time of a step and of the modes found, and writes
@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import os
 import statistics
 import time
@@ -36,20 +35,19 @@ import torch
 import torch.distributed
 from _modes import DATA, draw_samples, score
 from _schedules import conditional_std, rate_factor
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI
 from torch import Tensor, nn
 
 from pyro_sig import datasets
 from pyro_sig.adversarial import GAN
 from pyro_sig.distributed import (
-    all_reduce_logsumexp,
     check_equal,
     data_parallel,
     rank_share,
     same_draws,
     seed_ranks,
 )
-from pyro_sig.distributions import FixedMixture, Implicit
+from pyro_sig.distributions import Implicit
 from pyro_sig.infer import SIG_ELBO, no_guide, train
 from pyro_sig.nn import MLP
 
@@ -90,15 +88,6 @@ class Program:
             psi = pyro.sample("psi", Implicit(self.net, self.noise, event_shape=2))
             pyro.sample("x", dist.Normal(psi, std).to_event(1), obs=x)
 
-    def shared_mixture(self, x: Tensor, std: float) -> None:
-        """The same bound, with the psi of all processes."""
-        pyro.module("generator", self.net)
-        psi = self.net(self.noise.sample((rank_share(self.num_mixing),)))
-        own = FixedMixture(psi, lambda psi: dist.Normal(psi, std).to_event(1), psi_event_dim=1)
-        log_sum = own.log_prob(x) + math.log(len(psi))
-        with pyro.plate("data", len(x)):
-            pyro.factor("x", all_reduce_logsumexp(log_sum) - math.log(self.num_mixing))
-
 
 def make_svi(model: Callable[..., Any], elbo: Any, steps: int, rate: float) -> SVI:
     """SVI with the schedule of the learning rate."""
@@ -138,8 +127,9 @@ def fit(
     rows = args.batch_size
     schedules: list[Any] = []
     if method == "mixing":
-        svi = make_svi(program.shared_mixture, Trace_ELBO(), steps, args.learning_rate)
-        inference = data_parallel(svi)
+        world = torch.distributed.group.WORLD
+        shared = SIG_ELBO(program.num_mixing, max_plate_nesting=1, mixing_group=world)
+        inference = data_parallel(make_svi(program.model, shared, steps, args.learning_rate))
     elif method == "gan-si":
         # Its loss is the mean over rows, so that gradients are averaged: the default.
         gan, schedules = make_gan(program, args.weight, steps, args.learning_rate)

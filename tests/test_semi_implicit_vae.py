@@ -102,15 +102,15 @@ def test_without_data(example, flags, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("PYRO_SIG_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
-        example.parse(flags)
+        example.main(example.parse(flags))
     assert caught.value.code == 2
     said = capsys.readouterr().err
     problem = "binarized_mnist_train.amat" if flags else "--data-dir or PYRO_SIG_DATA must be set"
     assert problem in said
-    assert "must hold static binarised MNIST" in said
+    assert "must hold binarized_mnist_train.amat" in said
     assert "http://www.cs.toronto.edu/~larocheh/" in said
     assert not list(tmp_path.iterdir()), "leaves an output folder"
-    assert example.parse(["--smoke", *flags]).num_steps < 1000  # which needs no files
+    assert example.parse(["--smoke", *flags]).num_steps < 1000
 
 
 def test_methods_are_checked(example, capsys):

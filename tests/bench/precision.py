@@ -10,6 +10,7 @@ goes through those that explain a datum. Compiling needs a C++ compiler, and on 
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
@@ -29,6 +30,7 @@ NOISE_DIM, NUM_PIXELS, BATCH_SIZE = 64, 784, 256
 LAYERS = (NOISE_DIM, 256, 256, NUM_PIXELS)
 CRITIC = (NUM_PIXELS, 256, 256, 1)
 NUM_PSI = 1024
+_numbers = itertools.count()
 VARIANTS = ("eager", "compiled", "bfloat16", "compiled bfloat16")
 
 
@@ -37,10 +39,11 @@ def _network(sizes: tuple[int, ...], device: str) -> MLP:
 
 
 def _model(net: nn.Module, device: str) -> Callable[[Tensor], None]:
+    name = f"net{next(_numbers)}"  # of its own in the parameter store
     noise = dist.Normal(torch.zeros(NOISE_DIM, device=device), 1.0).to_event(1)
 
     def model(x: Tensor) -> None:
-        pyro.module("net", net)
+        pyro.module(name, net)
         with pyro.plate("data", len(x)):
             psi = pyro.sample("psi", Implicit(net, noise, event_shape=NUM_PIXELS))
             pyro.sample("x", dist.Normal(psi, 0.5).to_event(1), obs=x)
@@ -50,7 +53,6 @@ def _model(net: nn.Module, device: str) -> Callable[[Tensor], None]:
 
 def sig_step(num_mixing: int, variant: str, device: str) -> Callable[[], object]:
     """Makes a step of SIG."""
-    pyro.clear_param_store()
     net = _network(LAYERS, device)
     if "compiled" in variant:
         net.compile()
@@ -71,7 +73,6 @@ def sig_step(num_mixing: int, variant: str, device: str) -> Callable[[], object]
 
 def gan_step(weight: float | None, variant: str, device: str) -> Callable[[], object]:
     """Makes a step of a GAN, with the bound of SIG beside it or without."""
-    pyro.clear_param_store()
     net, critic = _network(LAYERS, device), _network(CRITIC, device)
     bound = {}
     if weight is not None:
