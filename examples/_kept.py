@@ -10,7 +10,11 @@ import torch
 
 
 def kept(path: Path, settings: dict[str, Any], fit: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Reads a result that was made with the same settings, or makes and writes it."""
+    """Reads a result that was made with the same settings, or makes and writes it.
+
+    A file of the same name with the suffix ``.state``, from which a run would go on, is removed
+    once the result is written.
+    """
     if path.exists():
         found = torch.load(path, weights_only=True)
         if found["settings"] == settings:
@@ -20,4 +24,5 @@ def kept(path: Path, settings: dict[str, Any], fit: Callable[[], dict[str, Any]]
     partial = path.with_suffix(".partial")
     torch.save(result, partial)
     partial.rename(path)
+    path.with_suffix(".state").unlink(missing_ok=True)
     return result

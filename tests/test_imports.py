@@ -21,10 +21,11 @@ ARROWS: dict[str, set[str]] = {
     "checkpoint": set(),
     "_random_state": set(),
     "_release": set(),
+    "_optimizers": set(),
     "_rank_sum": {"_random_state"},
     "distributions": {"_rank_sum"},
-    "infer": {"distributions", "diagnostics", "nn", "checkpoint", "_rank_sum"},
-    "distributed": {"infer", "adversarial", "_random_state", "_rank_sum"},
+    "infer": {"distributions", "diagnostics", "nn", "checkpoint", "_optimizers", "_rank_sum"},
+    "distributed": {"adversarial", "_optimizers", "_random_state", "_rank_sum"},
     "adversarial": {"distributions", "nn", "checkpoint", "_random_state", "_release"},
     "diagnostics": {"distributions", "nn", "_random_state", "_release"},
 }

@@ -105,7 +105,7 @@ class Runs:
             draw = self._draw_shared(self._shared, args, kwargs)
             if draw is not None:
                 return draw
-            self._shared = None  # rows have psi of their own
+            self._shared = None  # rows have psi of their own, or those have no gradient
         draw = self.released(args, kwargs)
         self._check_gradient(draw.fake)
         if self.term is not None and bounded:
@@ -134,12 +134,12 @@ class Runs:
         return Draw(real, fake, run.params, num_units=num_units)
 
     def _draw_shared(self, shared: _SharedPsi, args: tuple, kwargs: dict[str, Any]) -> Draw | None:
-        """Runs the bound and takes the psi that it drew as the draws; None where rows differ."""
+        """Runs the bound and takes the psi that it drew as the draws; None where they will not do."""
         assert self.term is not None
         with Tap() as tap, self._precision():
             bound = self.term(self.model, args, kwargs)
         psi = tap.psi(shared.site, shared.event_shape)
-        if psi is None:
+        if psi is None or not psi.requires_grad:  # a bound may differentiate some of its psi only
             return None
         data = tap.nodes[shared.observed]
         # The bound may have expanded the site over its psi; the value is as it was given.

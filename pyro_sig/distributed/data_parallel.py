@@ -14,6 +14,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from pyro_sig._optimizers import optimizers_of
 from pyro_sig._random_state import preserved_random_state
 from pyro_sig._rank_sum import check_group
 from pyro_sig.adversarial._tap import Tap, modules_run
@@ -27,7 +28,6 @@ from pyro_sig.distributed._agreement import (
     signature,
 )
 from pyro_sig.distributed._reduction import GradientReduction
-from pyro_sig.infer.train import _optimizers
 
 __all__ = ["check_equal", "data_parallel"]
 
@@ -125,7 +125,7 @@ class _DataParallel:
 
     def __init__(self, inference: Any, group: Any, reduction: str) -> None:  # noqa: ANN401
         size = check_group(group)[1]
-        optimizers = list(_optimizers(inference))
+        optimizers = list(optimizers_of(inference))
         if not optimizers:
             raise ValueError(
                 "`inference` must hold its optimisers, of torch.optim or pyro.optim, but "
@@ -290,7 +290,7 @@ class _DataParallel:
             average = self.inference._program.average
             found |= {f"average {name}": value for name, value in sorted(average.items())}
         for i, optimizer in enumerate(
-            dict.fromkeys([*_optimizers(self.inference), *self._reductions])
+            dict.fromkeys([*optimizers_of(self.inference), *self._reductions])
         ):
             held: dict[str, tuple[Tensor, Any]] = {}
             if isinstance(optimizer, PyroOptim):

@@ -18,6 +18,8 @@ from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from pyro_sig._optimizers import optimizers_of
+
 __all__ = ["History", "NonFiniteLossError", "StopTraining", "train"]
 
 # Weight of the newest loss in the smoothed one of the progress bar.
@@ -342,32 +344,10 @@ class _ProgressBar(_NoProgress):
 # --------------------------------------------------------------------------------- what is trained
 
 
-def _optimizers(holder: Any, depth: int = 3) -> Iterator[torch.optim.Optimizer | PyroOptim]:
-    """The optimisers held by an object, a container, or an attribute that has a ``step``."""
-    if isinstance(holder, (torch.optim.Optimizer, PyroOptim)):
-        yield holder
-    elif isinstance(holder, LRScheduler):
-        yield holder.optimizer
-    elif depth > 0 and not isinstance(holder, Tensor):
-        held: Iterable[Any] = ()
-        if isinstance(holder, Mapping):
-            held = holder.values()
-        elif isinstance(holder, (list, tuple)):
-            held = holder
-        elif callable(getattr(holder, "step", None)):
-            held = getattr(holder, "__dict__", {}).values()
-        for item in list(held):
-            # SVI keeps methods of its loss, which may have networks of its own.
-            inner = getattr(getattr(item, "__self__", item), "inner_optimizers", None)
-            if callable(inner):
-                yield from inner()
-            yield from _optimizers(item, depth - 1)
-
-
 def _optimized(inference: Any) -> set[int] | None:
     """Identities of the tensors that some optimiser holds; None without any optimiser."""
     found: set[int] | None = None
-    for optimizer in _optimizers(inference):
+    for optimizer in optimizers_of(inference):
         found = set() if found is None else found
         if isinstance(optimizer, PyroOptim):
             found.update(id(param) for param in optimizer.optim_objs)
@@ -377,7 +357,7 @@ def _optimized(inference: Any) -> set[int] | None:
 
 
 def _learning_rate(inference: Any) -> float | None:
-    for optimizer in _optimizers(inference):
+    for optimizer in optimizers_of(inference):
         held: Any = optimizer
         if isinstance(optimizer, PyroOptim):
             held = next(iter(optimizer.optim_objs.values()), None)

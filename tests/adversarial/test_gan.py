@@ -292,6 +292,22 @@ def test_own_psi_of_each_row_are_not_shared():
     assert gan._runs._shared is None
 
 
+@pytest.mark.parametrize("backward", ["exact", "responsibility", "top"])
+@pytest.mark.parametrize("kind", ["latent", "observed"])
+def test_the_critic_moves_the_program_whatever_psi_the_bound_differentiates(kind, backward):
+    model = LatentPsi()
+    elbo = SIG_ELBO(2000, backward=backward, max_plate_nesting=1)
+    if kind == "observed":
+        model, elbo = SemiImplicitModel(), Trace_ELBO()
+        law = model.law
+        model.law = lambda: SemiImplicit(law().mixing, law().conditional, 2000, backward=backward)
+    gan = make_gan(model, elbo=elbo, elbo_weight=0.0)
+    before = [p.detach().clone() for p in model.net.parameters()]
+    gan.step(torch.randn(6, 2))
+    for old, new in zip(before, model.net.parameters(), strict=True):
+        assert not torch.equal(old, new)
+
+
 # ------------------------------------------------------------------------------- bounds and weights
 
 
