@@ -223,6 +223,14 @@ def _nearest(x: Tensor, among: Tensor, num: int = 1000) -> Tensor:
     return torch.cdist(x[:num], among).amin(-1).mean()
 
 
+def beside_nearest(samples: Tensor, known: Tensor, columns: int = 8) -> Tensor:
+    """Lays rows of samples over rows of the images nearest to them, for a sheet."""
+    samples = samples[: 4 * columns].to(known)
+    nearest = known[torch.cdist(samples, known).argmin(-1)]
+    rows = torch.stack([samples.unflatten(0, (4, columns)), nearest.unflatten(0, (4, columns))], 1)
+    return rows.flatten(0, 2)
+
+
 # ------------------------------------------------------------------------------- table and picture
 
 COLUMNS = {
@@ -261,7 +269,7 @@ def draw(
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure = plt.figure(figsize=(2.6 * len(sheets), 6.4), layout="constrained")
+    figure = plt.figure(figsize=(2.6 * len(sheets), 5.6), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(1.35, 1))
     panels = above.subplots(1, len(sheets), squeeze=False)[0]
     for axis, (label, images) in zip(panels, sheets.items(), strict=True):
@@ -348,10 +356,12 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         start = args.out / "cache" / f"{args.data}-{num_mixing}-{args.seed}.pt"
         print(f"M = {num_mixing}: {rows[str(num_mixing)]['steps']} steps", flush=True)
     sheets = {f"M = {m}": row.pop("samples") for m, row in rows.items()}
+    known = data.images("train", 1000 if args.smoke else NUM_SAMPLES)
+    last = f"M = {sizes[-1]}"
+    sheets[f"{last}, over nearest data"] = beside_nearest(sheets[last], known)
     sheets["held-out images"] = data.images("test", 64)
     if judge is not None:
-        num = 1000 if args.smoke else NUM_SAMPLES
-        real = of_features(data.images("train", num), data.images("test", num), judge, args.data)
+        real = of_features(known, data.images("test", len(known)), judge, args.data)
         rows["training images"] = real
     print_table(rows)
     keys = (*COLUMNS, "log_prob_error", "floor")
