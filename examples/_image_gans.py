@@ -112,7 +112,7 @@ def draw_images(gan: GAN, net: nn.Module, averaged: bool, num_samples: int) -> T
     with gan.averaged() if averaged else nullcontext():
         net = copy.deepcopy(net)
     # Statistics of the batch normalisation that belong to these weights.
-    update_bn((torch.randn(500, NOISE_DIM, device=device) for _ in range(20)), net)
+    update_bn((torch.randn(250, NOISE_DIM, device=device) for _ in range(8)), net)
     net.eval()
     noise = torch.randn(num_samples, NOISE_DIM, device=device)
     return torch.cat([net(part) for part in noise.split(1000)])

@@ -269,7 +269,7 @@ def draw(
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure = plt.figure(figsize=(2.6 * len(sheets), 5.6), layout="constrained")
+    figure = plt.figure(figsize=(max(11, 2.6 * len(sheets)), 5.6), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(1.35, 1))
     panels = above.subplots(1, len(sheets), squeeze=False)[0]
     for axis, (label, images) in zip(panels, sheets.items(), strict=True):

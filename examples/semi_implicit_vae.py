@@ -351,24 +351,34 @@ def resample(weights: Tensor, draws: Tensor, num: int) -> Tensor:
     return draws[index]
 
 
-def posterior_and_q(vae: VAE, x: Tensor, num: int) -> tuple[Tensor, Tensor, float]:
-    """Returns the posterior and q of one image in two dimensions, and the share of useful draws.
+def grid_posterior(vae: VAE, x: Tensor, num: int, spacing: float = 0.04) -> Tensor:
+    """Returns draws of the posterior of each image [N, num, 2], where there are two latents."""
+    z = grid(5.0, spacing, x)
+    log_joints = torch.cat([log_joint(vae, x, part) for part in z.split(10_000)], -1)
+    draws = torch.stack([resample(row, z, num) for row in log_joints])
+    return draws + spacing * torch.rand_like(draws)
+
+
+def posteriors_and_qs(vae: VAE, x: Tensor, num: int) -> list[tuple[Tensor, Tensor, float]]:
+    """Returns posterior and q of each image in two dimensions, and the share of useful draws.
 
     The plane holds the two directions in which the posterior varies most. Each encoder is shown
     against the posterior of its own decoder, which two latents let one draw from a grid.
     """
-    weights, draws = (values[:, 0] for values in log_weights(vae, x.unsqueeze(0), num))
-    if vae.num_latents == 2:
-        z = grid(5.0, 0.02, x)
-        at = torch.cat([log_joint(vae, x.unsqueeze(0), part)[0] for part in z.split(10_000)])
-        truth = resample(at, z, 2000) + 0.02 * torch.rand(2000, 2).to(z)
-    else:
-        truth = resample(weights, draws, 2000)
-    centre = truth.mean(0)
-    plane = torch.linalg.svd(truth - centre, full_matrices=False).Vh[:2].T
+    weights, draws = log_weights(vae, x, num)
     shares = weights.softmax(0)
-    useful = float(1 / shares.square().sum()) / num
-    return (truth - centre) @ plane, (draws[:2000] - centre) @ plane, useful
+    useful = 1 / shares.square().sum(0) / num
+    if vae.num_latents == 2:
+        truths = grid_posterior(vae, x, 2000)
+    else:
+        truths = torch.stack([resample(weights[:, i], draws[:, i], 2000) for i in range(len(x))])
+    found = []
+    for i, truth in enumerate(truths):
+        centre = truth.mean(0)
+        plane = torch.linalg.svd(truth - centre, full_matrices=False).Vh[:2].T
+        q = (draws[:2000, i] - centre) @ plane
+        found.append(((truth - centre) @ plane, q, float(useful[i])))
+    return found
 
 
 @torch.no_grad()
@@ -396,8 +406,8 @@ def picture(vaes: dict[str, VAE], x: Tensor, num: int, path: Path) -> None:
         row[0].set(xticks=[], yticks=[], title=label)
         row[1].imshow(x.reshape(-1, side).cpu(), cmap="gray_r")
         row[1].set(xticks=[], yticks=[], title="x")
-        for i, ax in enumerate(row[2:]):
-            truth, q, useful = posterior_and_q(vae, x[i], num)
+        panels = zip(row[2:], posteriors_and_qs(vae, x, num), strict=True)
+        for i, (ax, (truth, q, useful)) in enumerate(panels):
             ax.scatter(*truth.T.cpu(), s=5, color=COLOURS["truth"], linewidths=0, label="posterior")
             ax.scatter(
                 *q.T.cpu(), s=2, color=COLOURS["q"], linewidths=0, alpha=0.5, label="q(z | x)"
@@ -423,8 +433,9 @@ def read(args: argparse.Namespace) -> Images:
         read_images(args.data_dir, "binarized_mnist", load_binarized_mnist, split=name)
         for name in names
     ]
-    limit = 1000 if args.smoke else None
-    flat = [images[:limit].flatten(1).float().to(args.device) for images in splits]
+    if args.smoke:
+        splits = [images[:200] for images in splits]
+    flat = [images.flatten(1).float().to(args.device) for images in splits]
     return Images("binarised MNIST", *flat)
 
 
@@ -528,7 +539,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args.rates = [float(rate) for rate in args.rates.split(",")]
     args.validation_draws = VALIDATION_DRAWS
     if args.smoke:
-        args.num_steps, args.draws, args.validation_draws, args.rates = 150, 50, 20, [1e-3]
+        args.num_steps, args.draws, args.validation_draws, args.rates = 60, 50, 20, [1e-3]
     return args
 
 

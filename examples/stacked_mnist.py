@@ -97,7 +97,7 @@ def run(
             progress=not args.quiet,
             description=f"{name} {args.size} {seed}",
         )
-        images = draw_images(gan, net, method.averaged, 2000 if args.smoke else NUM_SAMPLES)
+        images = draw_images(gan, net, method.averaged, 500 if args.smoke else NUM_SAMPLES)
         parameters = [sum(p.numel() for p in n.parameters()) for n in (net, gan.critic)]
         return {
             **score(images, classifier),
@@ -170,7 +170,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         progress=not args.quiet,
     )
     print(f"classifier: {100 * accuracy:.2f} % of the test digits")
-    held_out = StackedDigits(*splits["test"], 2000 if args.smoke else NUM_SAMPLES, args.seed)
+    held_out = StackedDigits(*splits["test"], 500 if args.smoke else NUM_SAMPLES, args.seed)
     real = score(held_out(0), classifier)
     rows: dict[str, list[dict[str, Any]]] = {}
     for name in names:
