@@ -123,9 +123,9 @@ def test_dcgan_shapes(image_size, channels):
 
 
 def test_dcgan_starts_at_7_for_28():
-    first = DCGANGenerator(10, 1, 28, 4).layers[0]
+    first = DCGANGenerator(10, 1, 28, 4).layers[1]
     assert first(torch.randn(1, 10, 1, 1)).shape == (1, 8, 7, 7)
-    first = DCGANGenerator(10, 1, 64, 4).layers[0]
+    first = DCGANGenerator(10, 1, 64, 4).layers[1]
     assert first(torch.randn(1, 10, 1, 1)).shape == (1, 32, 4, 4)
 
 
