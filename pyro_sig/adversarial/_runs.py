@@ -134,7 +134,7 @@ class Runs:
         return Draw(real, fake, run.params, num_units=num_units)
 
     def _draw_shared(self, shared: _SharedPsi, args: tuple, kwargs: dict[str, Any]) -> Draw | None:
-        """Runs the bound and takes the psi that it drew as the draws; None where they will not do."""
+        """Runs the bound and takes the psi that it drew as the draws; None where they do not do."""
         assert self.term is not None
         with Tap() as tap, self._precision():
             bound = self.term(self.model, args, kwargs)
