@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ from _image_gans import BATCH_SIZE, NOISE_DIM, draw_images, make_gan, methods
 from _images import add_image_flags, check_device, draw_sheet, fail, read_images
 from _kept import kept
 from _resume import GradientSteps, train_resumable
+from _tables import means, print_columns
 from torch import Tensor, nn
 
 from pyro_sig.datasets import load_cifar10
@@ -181,6 +181,7 @@ def run(
 # ------------------------------------------------------------------------------- table and picture
 
 COLUMNS = {
+    "seeds": ("seeds", "6.0f"),
     "inception_score": ("score", "8.2f"),
     "frechet": ("FID", "9.3f"),
     "precision": ("prec.", "7.3f"),
@@ -188,19 +189,6 @@ COLUMNS = {
     "coverage": ("coverage", "10.3f"),
     "seconds": ("seconds", "9.0f"),
 }
-
-
-def print_table(rows: dict[str, list[dict[str, Any]]], real: dict[str, float]) -> None:
-    """Prints means over seeds, and what real images score."""
-    widths = {key: int(layout.split(".")[0]) for key, (_, layout) in COLUMNS.items()}
-    heads = "".join(f"{head:>{widths[key]}}" for key, (head, _) in COLUMNS.items())
-    print(f"\n{'method':16}{'seeds':>6}{heads}")
-    for name, found in rows.items():
-        means = {key: statistics.fmean(result[key] for result in found) for key in COLUMNS}
-        cells = "".join(f"{means[key]:{layout}}" for key, (_, layout) in COLUMNS.items())
-        print(f"{methods()[name].label:16}{len(found):6}{cells}")
-    cells = "".join(f"{real[key]:{layout}}" for key, (_, layout) in COLUMNS.items() if key in real)
-    print(f"{'training images':22}{cells}")
 
 
 def draw(rows: dict[str, list[dict[str, Any]]], real: Tensor, path: Path) -> None:
@@ -246,9 +234,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         for seed in range(args.seed, args.seed + args.seeds):
             rows.setdefault(name, []).append(run(name, seed, images, held_out, features, args))
             print(f"{name}, seed {seed}: {rows[name][-1]['seconds']:.0f} s", flush=True)
-    print_table(rows, real)
+    table = {methods()[name].label: means(found, COLUMNS) for name, found in rows.items()}
+    print_columns("method", COLUMNS, {**table, "training images": real})
     metrics: dict[str, Any] = {
-        n: {key: [r[key] for r in found] for key in COLUMNS} for n, found in rows.items()
+        n: {key: [r[key] for r in found] for key in list(COLUMNS)[1:]} for n, found in rows.items()
     }
     metrics["training images"] = real
     (args.out / "metrics.json").write_text(json.dumps(metrics, indent=1))

@@ -33,6 +33,7 @@ from _digit_classifier import NUM_STEPS, DigitClassifier, digit_classifier
 from _images import add_image_flags, check_device, draw_sheet, fail, read_images, read_mnist
 from _kept import kept
 from _resume import GradientSteps, train_resumable
+from _tables import print_columns
 from torch import Tensor, nn
 
 from pyro_sig.datasets import StackedDigits, load_cifar10
@@ -248,18 +249,6 @@ COLUMNS = {
 }
 
 
-def print_table(rows: dict[str, dict[str, Any]]) -> None:
-    """Prints a line for each M, and for held-out images."""
-    widths = {key: int(layout.split(".")[0]) for key, (_, layout) in COLUMNS.items()}
-    print(f"\n{'M':16}" + "".join(f"{head:>{widths[key]}}" for key, (head, _) in COLUMNS.items()))
-    for label, row in rows.items():
-        cells = (
-            f"{row[key]:{layout}}" if key in row else " " * widths[key]
-            for key, (_, layout) in COLUMNS.items()
-        )
-        print(f"{label:16}" + "".join(cells))
-
-
 def draw(
     rows: dict[str, dict[str, Any]], sheets: dict[str, Tensor], shape: tuple[int, ...], path: Path
 ) -> None:
@@ -363,7 +352,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if judge is not None:
         real = of_features(known, data.images("test", len(known)), judge, args.data)
         rows["training images"] = real
-    print_table(rows)
+    print_columns("M", COLUMNS, rows)
     keys = (*COLUMNS, "log_prob_error", "floor")
     metrics = {m: {k: row[k] for k in keys if k in row} for m, row in rows.items()}
     (args.out / "metrics.json").write_text(json.dumps({args.data: metrics}, indent=1))

@@ -29,6 +29,7 @@ from _image_gans import BATCH_SIZE, NOISE_DIM, draw_images, make_gan, methods
 from _images import add_image_flags, check_device, draw_sheet, fail, read_mnist
 from _kept import kept
 from _resume import train_resumable
+from _tables import means, print_columns
 from torch import Tensor, nn
 
 from pyro_sig.datasets import StackedDigits
@@ -112,6 +113,7 @@ def run(
 # ------------------------------------------------------------------------------- table and picture
 
 COLUMNS = {
+    "seeds": ("seeds", "6.0f"),
     "modes": ("modes", "7.1f"),
     "kl": ("KL", "8.3f"),
     "inception_score": ("IS", "7.2f"),
@@ -124,15 +126,8 @@ COLUMNS = {
 
 def print_table(size: str, rows: dict[str, list[dict[str, Any]]], real: dict[str, float]) -> None:
     """Prints means over seeds."""
-    widths = {key: int(layout.split(".")[0]) for key, (_, layout) in COLUMNS.items()}
-    heads = "".join(f"{head:>{widths[key]}}" for key, (head, _) in COLUMNS.items())
-    print(f"\nsize {size}\n{'method':16}{'seeds':>6}{heads}")
-    for name, found in rows.items():
-        means = {key: statistics.fmean(result[key] for result in found) for key in COLUMNS}
-        cells = "".join(f"{means[key]:{layout}}" for key, (_, layout) in COLUMNS.items())
-        print(f"{methods()[name].label:16}{len(found):6}{cells}")
-    cells = "".join(f"{real[key]:{layout}}" for key, (_, layout) in COLUMNS.items() if key in real)
-    print(f"{'held-out digits':22}{cells}")
+    table = {methods()[name].label: means(found, COLUMNS) for name, found in rows.items()}
+    print_columns(f"size {size}", COLUMNS, {**table, "held-out digits": real})
     print(f"a perfect sampler of equal modes: KL {real['floor']:.4f} +- {real['floor_std']:.4f}")
 
 
@@ -183,7 +178,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
                 flush=True,
             )
     print_table(args.size, rows, real)
-    keys = (*COLUMNS, "floor", "floor_std", "parameters")
+    keys = (*list(COLUMNS)[1:], "floor", "floor_std", "parameters")
     metrics = {
         "size": args.size,
         "accuracy": accuracy,
