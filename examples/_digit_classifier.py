@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from _kept import kept
+from _resume import GradientSteps
 from torch import Tensor, nn
 
 from pyro_sig.infer import train
@@ -54,21 +55,6 @@ def to_pixels(images: Tensor) -> Tensor:
     return images.unsqueeze(1).to(torch.get_default_dtype()) / 127.5 - 1
 
 
-class _Steps:
-    """Cross-entropy of random batches."""
-
-    def __init__(self, net: DigitClassifier) -> None:
-        self.net = net
-        self.optim = torch.optim.Adam(net.parameters(), lr=1e-3)
-
-    def step(self, x: Tensor, y: Tensor) -> float:
-        loss = nn.functional.cross_entropy(self.net(x), y)
-        self.optim.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optim.step()
-        return loss.item()
-
-
 def digit_classifier(
     path: Path,
     splits: dict[str, tuple[Tensor, Tensor]],
@@ -96,7 +82,11 @@ def digit_classifier(
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(0)
             net = DigitClassifier().to(device)
-            train(_Steps(net), batches(), num_steps, progress=progress, description="classifier")
+            optim = torch.optim.Adam(net.parameters(), lr=1e-3)
+            steps = GradientSteps(
+                lambda x, y: nn.functional.cross_entropy(net(x), y), {"net": net}, optim
+            )
+            train(steps, batches(), num_steps, progress=progress, description="classifier")
         return {"net": net.cpu().state_dict()}
 
     net = DigitClassifier()

@@ -109,12 +109,14 @@ class Data:
         self.splits = splits
         self.name = name
         self.seed = seed
+        if name == "stacked":
+            self._stacked = StackedDigits(*splits["train"], BATCH_SIZE, seed)
 
     def __call__(self, step: int) -> Tensor:
         """Returns the flat images of a step."""
-        images, labels = self.splits["train"]
         if self.name == "stacked":
-            return StackedDigits(images, labels, BATCH_SIZE, self.seed)(step).flatten(1)
+            return self._stacked(step).flatten(1)
+        images, _ = self.splits["train"]
         rows = torch.randint(len(images), (BATCH_SIZE,), device=images.device)
         return self._pixels(images[rows])
 

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
-from _images import add_image_flags, check_device, read_images
+from _images import add_image_flags, check_device, read_images, sheet
 from _kept import kept
 from _resume import GradientSteps, train_resumable
 from _schedules import rate_factor
@@ -401,8 +401,8 @@ def picture(vaes: dict[str, VAE], x: Tensor, num: int, path: Path) -> None:
     columns = 8
     noise = torch.randn(NUM_SHOWN, next(iter(vaes.values())).num_latents).to(x.device)
     for row, (label, vae) in zip(axes, vaes.items(), strict=True):
-        means = vae.likelihood(noise).mean.reshape(-1, columns, side, side)
-        row[0].imshow(means.transpose(1, 2).reshape(-1, columns * side).cpu(), cmap="gray_r")
+        means = vae.likelihood(noise).mean.reshape(-1, 1, side, side)
+        row[0].imshow(sheet(means, columns).squeeze(-1).cpu(), cmap="gray_r")
         row[0].set(xticks=[], yticks=[], title=label)
         row[1].imshow(x.reshape(-1, side).cpu(), cmap="gray_r")
         row[1].set(xticks=[], yticks=[], title="x")

@@ -26,9 +26,7 @@ _MORE_ON_DEVICES = 8
 
 
 def whole_log_sum(parts: Sequence[Tensor]) -> Tensor:
-    """Combines log-sums over parts of the psi into that over all of them.
-
-    The one place where this is done, whatever the backward pass is.
+    """Combines log-sums over chunks of the psi, each with its gradient, into that over all.
 
     :param parts: log-sums of equal shape.
     :return: the log of the sum of their exponentials.
@@ -176,7 +174,7 @@ def _first_pass(
     for start, part in parts:
         running.add(part)
         best.add(part, start)
-    log_sum = whole_log_sum([running.log_sum()])
+    log_sum = running.log_sum()
     if not wants_shares:
         return log_sum, None
     per_row = _row_weights(row_weights, log_sum)
@@ -232,7 +230,7 @@ def _from_kept(
     for rows in _blocks(num_rows, max(1, _BLOCK_ELEMENTS // num_mixing)):
         block = _exp_in_place(kept[rows].sub_(top[rows].unsqueeze(-1)))
         mass[rows] = block.sum(-1)
-    log_sum = whole_log_sum([top + mass.log()])
+    log_sum = top + mass.log()
     # Read once for the totals: what makes them responsibilities is in the left factor.
     share_of_top = _shares(top, log_sum)
     factor = _row_weights(row_weights, log_sum) * _wide(share_of_top)
