@@ -47,9 +47,12 @@ def methods(weight: float = 0.0) -> dict[str, Method]:
     smooth: dict[str, Any] = {"norm": False, "betas": (0.0, 0.99), "settings": {"ema": 0.999}}
     wgan = (objectives.Wasserstein(), (penalties.GradientPenalty(10.0),))
     relativistic = (objectives.Relativistic(), (penalties.R1(1.0), penalties.R2(1.0)))
+    even: dict[str, Any] = {"penalties": (penalties.R1(1.0),), "norm": False}
     return {
         "dcgan": Method("DCGAN", objectives.NonSaturating()),
         "dcgan-si": Method("DCGAN-SI", objectives.NonSaturating(), weight=weight),
+        "dcgan-r1": Method("DCGAN R1", objectives.NonSaturating(), **even),
+        "dcgan-r1-si": Method("DCGAN R1-SI", objectives.NonSaturating(), weight=weight, **even),
         "wgan-gp": Method("WGAN-GP", *wgan, **smooth),
         "wgan-gp-si": Method("WGAN-GP-SI", *wgan, weight=weight, **smooth),
         "rpgan-r1r2": Method("RpGAN R1+R2", *relativistic, **smooth),
