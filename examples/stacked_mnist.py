@@ -7,11 +7,11 @@
 Three random digits are the colours of one image; a classifier names the digits of 26,000 samples.
 "-si" adds the bound of SIG to the generator: psi = net(noise), x ~ Normal(psi, std), and the very
 psi that the bound has drawn are shown to the critic. Networks are those of the paper, which
-collapse with most objectives, or a DCGAN pair, which does not. The output folder gets `metrics.json` and
-`stacked_mnist.png` with samples of every method, and the table goes to the terminal: modes reached
-of 1000, KL divergence from equal shares (a perfect sampler scores the floor that is printed),
-and of the single digits the inception score, the share that the classifier names with probability
-above 0.7, and the two factors of the inception score.
+collapse with most objectives, or a DCGAN pair, which does not. The output folder gets
+`metrics.json` and `stacked_mnist.png` with samples of every method, and the table goes to the
+terminal: modes reached of 1000, KL divergence from equal shares (a perfect sampler scores the
+floor that is printed), and of the single digits the inception score, the share that the classifier
+names with probability above 0.7, and the two factors of the inception score.
 
 Every (method, size, seed) is kept, and training saves its state on the way: a run that was killed
 goes on where it was.
