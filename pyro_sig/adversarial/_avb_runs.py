@@ -11,6 +11,7 @@ import torch
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor, nn
 
+from pyro_sig._program_run import modules_run
 from pyro_sig._random_state import preserved_random_state
 from pyro_sig.adversarial._joint_runs import (
     check_codes,
@@ -19,7 +20,7 @@ from pyro_sig.adversarial._joint_runs import (
     latent_sites,
     rows_drawn,
 )
-from pyro_sig.adversarial._tap import Given, Tap, modules_run
+from pyro_sig.adversarial._tap import Given, Tap
 from pyro_sig.adversarial._units import finish_rows, subsampling, unit_mask, unit_rows, whole_units
 from pyro_sig.adversarial.views import Value, as_parts, as_value
 

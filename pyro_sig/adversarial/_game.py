@@ -9,10 +9,10 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
+from pyro_sig._program_player import ProgramPlayer
+from pyro_sig._program_run import modules_run
 from pyro_sig.adversarial._critic_player import CriticPlayer, Scorer
 from pyro_sig.adversarial._critic_trainer import CriticTrainer
-from pyro_sig.adversarial._program_player import ProgramPlayer
-from pyro_sig.adversarial._tap import modules_run
 from pyro_sig.adversarial._trainer import check_integer
 from pyro_sig.adversarial.objectives import NonSaturating, Objective
 from pyro_sig.adversarial.penalties import Penalty, gradient_points

@@ -10,8 +10,9 @@ import torch
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
+from pyro_sig._program_run import modules_run
 from pyro_sig._random_state import preserved_random_state
-from pyro_sig.adversarial._tap import Given, ReleasedRun, Tap, modules_run
+from pyro_sig.adversarial._tap import Given, ReleasedRun, Tap
 from pyro_sig.adversarial._units import (
     Run,
     finish_rows,

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pyro_sig._program_run import modules_run
 from pyro_sig._random_state import preserved_random_state
 from pyro_sig.adversarial._elbo_term import ElboTerm
-from pyro_sig.adversarial._tap import ReleasedRun, Tap, modules_run
+from pyro_sig.adversarial._tap import ReleasedRun, Tap
 from pyro_sig.adversarial._units import (
     find_unit_plates,
     finish_rows,

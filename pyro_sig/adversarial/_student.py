@@ -13,10 +13,11 @@ from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor
 
+from pyro_sig._program_player import ProgramPlayer
+from pyro_sig._program_run import modules_run
 from pyro_sig.adversarial._elbo_term import ElboTerm
 from pyro_sig.adversarial._program_module import ProgramModule
-from pyro_sig.adversarial._program_player import ProgramPlayer
-from pyro_sig.adversarial._tap import Tap, modules_run
+from pyro_sig.adversarial._tap import Tap
 from pyro_sig.adversarial.differentiable_optim import differentiable
 from pyro_sig.adversarial.unrolling import unrolled
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,26 +10,22 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor, nn
+from torch import Tensor
 
+from pyro_sig._program_run import ParamTap
 from pyro_sig._release import Release
 from pyro_sig.adversarial.views import psi_law
 from pyro_sig.distributions import SemiImplicit
 
-__all__ = ["Given", "ReleasedRun", "Tap", "modules_run"]
+__all__ = ["Given", "ReleasedRun", "Tap"]
 
 
-class Tap(Messenger):
+class Tap(ParamTap):
     """Notes the parameters that programs read, and the last message of every sample site."""
 
     def __init__(self) -> None:
         super().__init__()
         self.nodes: dict[str, dict[str, Any]] = {}
-        self.params: dict[str, Tensor] = {}
-
-    def _pyro_post_param(self, msg: Any) -> None:
-        if msg["value"] is not None:
-            self.params[msg["name"]] = msg["value"].unconstrained()
 
     def _pyro_post_sample(self, msg: Any) -> None:
         self.nodes[msg["name"]] = msg
@@ -103,27 +98,3 @@ class ReleasedRun(Tap, Release):
         for name, message in self.nodes.items():
             trace.add_node(name, **message)
         return trace
-
-
-@contextmanager
-def modules_run() -> Iterator[list[nn.Module]]:
-    """Lists the outermost modules that run, in order, and puts their buffers back afterwards."""
-    outermost: list[nn.Module] = []
-    seen: set[int] = set()
-    kept: list[tuple[Tensor, Tensor]] = []
-
-    def note(module: nn.Module, _: Any) -> None:
-        if id(module) in seen:
-            return
-        seen.update(id(m) for m in module.modules())
-        outermost.append(module)
-        kept.extend((buffer, buffer.clone()) for buffer in module.buffers())
-
-    handle = nn.modules.module.register_module_forward_pre_hook(note)
-    try:
-        yield outermost
-    finally:
-        handle.remove()
-        with torch.no_grad():
-            for buffer, before in kept:
-                buffer.copy_(before)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from pyro.optim import PyroOptim
 
-from pyro_sig.adversarial._program_player import ProgramPlayer
+from pyro_sig._program_player import ProgramPlayer
 
 __all__ = ["Stateful", "Trainer", "check_callable", "check_integer"]
 

@@ -9,9 +9,9 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
+from pyro_sig._program_run import modules_run
 from pyro_sig.adversarial._avb_runs import AVBDraw, AVBRuns
 from pyro_sig.adversarial._game import Game
-from pyro_sig.adversarial._tap import modules_run
 from pyro_sig.adversarial._trainer import check_callable, check_integer
 from pyro_sig.adversarial.objectives import Objective, ReverseKL
 from pyro_sig.adversarial.penalties import Penalty

@@ -12,11 +12,12 @@ from pyro.optim import PyroOptim
 from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
+from pyro_sig._program_player import ProgramPlayer
+from pyro_sig._program_run import modules_run
 from pyro_sig._random_state import preserved_random_state
 from pyro_sig.adversarial._critic_player import CriticPlayer, Scorer, check_critic
 from pyro_sig.adversarial._critic_trainer import CriticTrainer
-from pyro_sig.adversarial._program_player import ProgramPlayer
-from pyro_sig.adversarial._tap import Tap, modules_run
+from pyro_sig.adversarial._tap import Tap
 from pyro_sig.adversarial._trainer import Stateful, check_callable, check_integer
 from pyro_sig.adversarial.image_pool import ImagePool
 from pyro_sig.adversarial.objectives import LeastSquares, Objective

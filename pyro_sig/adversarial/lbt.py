@@ -11,12 +11,13 @@ from pyro.infer import ELBO, Trace_ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
+from pyro_sig._program_player import ProgramPlayer
+from pyro_sig._program_run import modules_run
 from pyro_sig._random_state import preserved_random_state
 from pyro_sig.adversarial._fitted_student import FittedStudent
-from pyro_sig.adversarial._program_player import ProgramPlayer
 from pyro_sig.adversarial._student import Call, Student
 from pyro_sig.adversarial._substitute import substitutes, with_draws
-from pyro_sig.adversarial._tap import ReleasedRun, modules_run
+from pyro_sig.adversarial._tap import ReleasedRun
 from pyro_sig.adversarial._trainer import Stateful, Trainer, check_callable, check_integer
 from pyro_sig.adversarial._units import find_unit_plates, observed_sites, unit_rows
 from pyro_sig.adversarial.gan import GAN

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pyro_sig._optimizers import optimizers_of
+from pyro_sig._program_run import ParamTap, modules_run
 from pyro_sig._random_state import preserved_random_state
 from pyro_sig._rank_sum import check_group
-from pyro_sig.adversarial._tap import Tap, modules_run
 from pyro_sig.adversarial._trainer import Trainer
 from pyro_sig.distributed._agreement import (
     broadcast,
@@ -167,7 +167,7 @@ class _DataParallel:
         evaluate = getattr(self.inference, "evaluate_loss", None)
         if callable(evaluate):
             with self._fail_together(), preserved_random_state(), modules_run() as modules:
-                with Tap() as tap:
+                with ParamTap() as tap:
                     evaluate(*args, **kwargs)
             self._modules = modules
             params = dict(sorted(tap.params.items()))

@@ -1,0 +1,49 @@
+"""What a run of a Pyro program touches: parameters and networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+__all__ = ["ParamTap", "modules_run"]
+
+
+class ParamTap(Messenger):
+    """Notes the parameters that programs read, unconstrained, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.params: dict[str, Tensor] = {}
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        if msg["value"] is not None:
+            self.params[msg["name"]] = msg["value"].unconstrained()
+
+
+@contextmanager
+def modules_run() -> Iterator[list[nn.Module]]:
+    """Lists the outermost modules that run, in order, and puts their buffers back afterwards."""
+    outermost: list[nn.Module] = []
+    seen: set[int] = set()
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    def note(module: nn.Module, _: Any) -> None:
+        if id(module) in seen:
+            return
+        seen.update(id(m) for m in module.modules())
+        outermost.append(module)
+        kept.extend((buffer, buffer.clone()) for buffer in module.buffers())
+
+    handle = nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        yield outermost
+    finally:
+        handle.remove()
+        with torch.no_grad():
+            for buffer, before in kept:
+                buffer.copy_(before)
