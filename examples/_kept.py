@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import torch
 def kept(path: Path, settings: dict[str, Any], fit: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Reads a result that was made with the same settings, or makes and writes it.
 
-    A file of the same name with the suffix ``.state``, from which a run would go on, is removed
-    once the result is written.
+    A folder of the same name with the suffix ``.checkpoints``, from which a run would go on, is
+    removed once the result is written.
     """
     if path.exists():
         found = torch.load(path, weights_only=True)
@@ -24,5 +25,5 @@ def kept(path: Path, settings: dict[str, Any], fit: Callable[[], dict[str, Any]]
     partial = path.with_suffix(".partial")
     torch.save(result, partial)
     partial.rename(path)
-    path.with_suffix(".state").unlink(missing_ok=True)
+    shutil.rmtree(path.with_suffix(".checkpoints"), ignore_errors=True)
     return result

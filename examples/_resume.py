@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -54,8 +56,36 @@ class GradientSteps:
         self.optim.load_state_dict(state["optim"])
 
 
+class _Clock:
+    """Ends a run after some seconds, counted over all of its parts."""
+
+    def __init__(self, seconds: float | None, num_steps: int, on_progress: Any) -> None:
+        self.before = 0.0
+        self._seconds = seconds
+        self._num_steps = num_steps
+        self._on_progress = on_progress
+        self._start = time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        return self.before + time.perf_counter() - self._start
+
+    def __call__(self, step: int, loss: Any, inference: Any) -> None:
+        if self._on_progress is not None:
+            done = max((step + 1) / self._num_steps, self.elapsed / (self._seconds or math.inf))
+            self._on_progress(min(1.0, done))
+        if self._seconds is not None and self.elapsed > self._seconds:
+            raise StopTraining
+
+    def state_dict(self) -> dict[str, float]:
+        return {"elapsed": self.elapsed}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.before = state["elapsed"]
+
+
 def train_resumable(
-    path: Path,
+    folder: Path,
     settings: dict[str, Any],
     inference: Any,
     batches: Callable[[int], Any],
@@ -67,10 +97,9 @@ def train_resumable(
     every: int = 500,
     **options: Any,
 ) -> tuple[int, float]:
-    """Trains as :func:`pyro_sig.infer.train` does, and saves the state on the way.
+    """Trains as :func:`pyro_sig.infer.train` does, from the last checkpoint of the same settings.
 
-    :param path: the file of the state; without one, or with one of other settings, training
-        begins at the first step.
+    :param folder: of the checkpoints; those of a run with other settings are removed.
     :param settings: what the run depends on.
     :param inference: an object with ``step``, ``state_dict`` and ``load_state_dict``.
     :param batches: step -> arguments; a batch depends on the step alone, or on torch's random
@@ -84,60 +113,19 @@ def train_resumable(
     :param options: further arguments of ``train``.
     :return: steps taken and seconds, of all parts together.
     """
-    done, before = 0, 0.0
-    if path.exists():
-        state = torch.load(path, weights_only=True)
-        if state["settings"] == settings:
-            done, before = state["step"], state["seconds"]
-            inference.load_state_dict(state["inference"])
-            for schedule, saved in zip(schedules, state["schedules"], strict=True):
-                schedule.load_state_dict(saved)
-            _set_random_state(state["random_state"])
-    start = time.perf_counter()
-    path.parent.mkdir(parents=True, exist_ok=True)
-
-    def save(taken: int) -> None:
-        state = {
-            "settings": settings,
-            "step": taken,
-            "seconds": before + time.perf_counter() - start,
-            "inference": inference.state_dict(),
-            "schedules": [schedule.state_dict() for schedule in schedules],
-            "random_state": _random_state(),
-        }
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.rename(path)
-
-    def advance(step: int, loss: Any, _: Any) -> None:
-        taken = done + step + 1
-        for schedule in schedules:
-            schedule.step()
-        elapsed = before + time.perf_counter() - start
-        late = seconds is not None and elapsed > seconds
-        if on_progress is not None:
-            on_progress(min(1.0, max(taken / num_steps, elapsed / (seconds or math.inf))))
-        if taken % every == 0 or late or taken == num_steps:
-            save(taken)
-        if late:
-            raise StopTraining
-
+    note, text = folder / "settings.json", json.dumps(settings, sort_keys=True, default=str)
+    if folder.exists() and not (note.exists() and note.read_text() == text):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    note.write_text(text)
+    clock = _Clock(seconds, num_steps, on_progress)
     history = train(
         inference,
-        lambda step: batches(done + step),
-        max(0, num_steps - done),
-        callbacks=[advance],
+        batches,
+        num_steps,
+        callbacks=[*schedules, clock],
+        checkpoint=folder,
+        every=every,
         **options,
     )
-    return done + history.num_steps, before + time.perf_counter() - start
-
-
-def _random_state() -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    return states + (torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
-
-
-def _set_random_state(states: list[Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    if len(states) > 1 and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states[1:])
+    return history.num_steps, history.seconds

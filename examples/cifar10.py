@@ -94,7 +94,7 @@ def own_features(images: Tensor, labels: Tensor, args: argparse.Namespace) -> Fe
 
         optim = torch.optim.Adam(net.parameters(), lr=1e-3)
         train_resumable(
-            args.out / "cache" / "classifier.state",
+            args.out / "cache" / "classifier.checkpoints",
             {"steps": steps},
             GradientSteps(loss, {"net": net}, optim),
             lambda step: torch.randint(len(images), (BATCH_SIZE,), device=args.device),
@@ -160,7 +160,7 @@ def run(
             return to_pixels(images[torch.randint(len(images), (BATCH_SIZE,), device=args.device)])
 
         _, seconds = train_resumable(
-            path.with_suffix(".state"),
+            path.with_suffix(".checkpoints"),
             settings,
             gan,
             batch,

@@ -156,7 +156,7 @@ def fit(
         optim.param_groups[0]["lr"] = RATE * min(1.0, 5 * (1 - done) + 0.01)
 
     steps, seconds = train_resumable(
-        path.with_suffix(".state"),
+        path.with_suffix(".checkpoints"),
         {"num_mixing": num_mixing, "seconds": args.seconds, "seed": args.seed},
         GradientSteps(loss, {"program": program}, optim),
         data,

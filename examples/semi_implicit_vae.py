@@ -300,7 +300,7 @@ def fit(
             return elbo.differentiable_loss(vae.model, vae.guide, x) / len(x)
 
         seconds = train_resumable(
-            path.with_suffix(".state"),
+            path.with_suffix(".checkpoints"),
             settings,
             GradientSteps(loss, {"vae": vae}, optim),
             batches(data.train, args.batch_size, args.seed),

@@ -104,7 +104,7 @@ def run(
         gan = make_gan(method, net, critic, SHAPE, args.std, args.bf16)
         batches = StackedDigits(*splits["train"], BATCH_SIZE, seed)
         _, seconds = train_resumable(
-            path.with_suffix(".state"),
+            path.with_suffix(".checkpoints"),
             settings,
             gan,
             batches,

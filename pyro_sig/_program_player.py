@@ -163,23 +163,30 @@ class ProgramPlayer:
         self.num_averaged = state["num_averaged"]
         if isinstance(self.optim, torch.optim.Optimizer):
             self.optim.load_state_dict(copy.deepcopy(state["optim"]))  # torch would share it
-        else:  # a Pyro optimiser restores what it has not met yet
-            for param in self.params.values():
-                self.optim.optim_objs.pop(param, None)
-                self.optim.grad_clip.pop(param, None)
-            self.optim.set_state(copy.deepcopy(state["optim"]))
-            self._wake_optim()
+        else:
+            self._load_pyro_optim(copy.deepcopy(state["optim"]))
 
-    def _wake_optim(self) -> None:
-        """Makes the optimisers of all parameters, so that a saved state is never half consumed."""
-        # Called without gradients an optimiser only comes into being.
-        waiting = self.optim._state_waiting_to_be_consumed  # type: ignore[union-attr]
-        names = pyro.get_param_store()
+    def _load_pyro_optim(self, states: dict[str, Any]) -> None:
+        """Restores the optimiser of every parameter that has a state."""
+        optim: Any = self.optim
+        store = pyro.get_param_store()
         for name, param in self.params.items():
-            if name in waiting and names.param_name(param) == name:
-                kept, param.grad = param.grad, None
-                self.optim([param])  # type: ignore[operator]
-                param.grad = kept
+            optim.optim_objs.pop(param, None)
+            optim.grad_clip.pop(param, None)
+            if name not in states or store.param_name(param) != name:
+                continue
+            # Called without a gradient it only makes the parameter's optimiser, but for a decay of
+            # the learning rate, which the state then undoes.
+            kept, param.grad = param.grad, None
+            optim([param])
+            param.grad = kept
+            made, saved = optim.optim_objs[param], states.pop(name)
+            if "scheduler" in saved:
+                made.load_state_dict(saved["scheduler"])
+                made.optimizer.load_state_dict(saved["optimizer"])
+            else:
+                made.load_state_dict(saved)
+        optim.set_state(states)  # of parameters that it has not met yet
 
     def _buffers(self) -> Iterator[tuple[str, Tensor]]:
         for i, module in enumerate(self.modules):

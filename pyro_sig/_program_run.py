@@ -26,8 +26,11 @@ class ParamTap(Messenger):
 
 
 @contextmanager
-def modules_run() -> Iterator[list[nn.Module]]:
-    """Lists the outermost modules that run, in order, and puts their buffers back afterwards."""
+def modules_run(restore: bool = True) -> Iterator[list[nn.Module]]:
+    """Lists the outermost modules that run, in order.
+
+    :param restore: put their buffers back afterwards.
+    """
     outermost: list[nn.Module] = []
     seen: set[int] = set()
     kept: list[tuple[Tensor, Tensor]] = []
@@ -37,7 +40,8 @@ def modules_run() -> Iterator[list[nn.Module]]:
             return
         seen.update(id(m) for m in module.modules())
         outermost.append(module)
-        kept.extend((buffer, buffer.clone()) for buffer in module.buffers())
+        if restore:
+            kept.extend((buffer, buffer.clone()) for buffer in module.buffers())
 
     handle = nn.modules.module.register_module_forward_pre_hook(note)
     try:

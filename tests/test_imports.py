@@ -18,7 +18,8 @@ ARROWS: dict[str, set[str]] = {
     "__init__": set(),
     "nn": set(),
     "datasets": set(),
-    "checkpoint": {"_optimizers", "_program_player", "_program_run", "_random_state"},
+    "checkpoint": {"_elbo_state", "_program_player", "_program_run", "_random_state"},
+    "_elbo_state": set(),
     "_program_player": set(),
     "_program_run": set(),
     "_random_state": set(),
@@ -26,12 +27,21 @@ ARROWS: dict[str, set[str]] = {
     "_optimizers": set(),
     "_rank_sum": {"_random_state"},
     "distributions": {"_rank_sum"},
-    "infer": {"distributions", "diagnostics", "nn", "checkpoint", "_optimizers", "_rank_sum"},
+    "infer": {
+        "distributions",
+        "diagnostics",
+        "nn",
+        "checkpoint",
+        "_optimizers",
+        "_random_state",
+        "_rank_sum",
+    },
     "distributed": {"adversarial", "_optimizers", "_program_run", "_random_state", "_rank_sum"},
     "adversarial": {
         "distributions",
         "nn",
         "checkpoint",
+        "_elbo_state",
         "_program_player",
         "_program_run",
         "_random_state",
@@ -45,7 +55,7 @@ AT_IMPORT = {"numpy", "opt_einsum", "pyro", "torch", "tqdm"} | set(sys.stdlib_mo
 
 # What the package may import anywhere: its dependencies, what they bring, and what an error message
 # tells the user to install.
-ANYWHERE = AT_IMPORT | {"arviz", "matplotlib", "pandas", "scipy", "sklearn", "xarray"}
+ANYWHERE = AT_IMPORT | {"arviz", "filelock", "matplotlib", "pandas", "scipy", "sklearn", "xarray"}
 
 
 def module_name(path: Path, package: Path = PACKAGE) -> str:

@@ -89,10 +89,10 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(make, resume, tmp_path):
         assert seconds > 0
         return [p.detach().clone() for p in net.parameters()], seen
 
-    whole, _ = run(tmp_path / "whole.state")
+    whole, _ = run(tmp_path / "whole")
     with pytest.raises(Killed):
-        run(tmp_path / "killed.state", killed_at=17)
-    again, seen = run(tmp_path / "killed.state")
+        run(tmp_path / "killed", killed_at=17)
+    again, seen = run(tmp_path / "killed")
     assert seen == list(range(10, 25))  # from the last save on
     assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
 
@@ -106,7 +106,7 @@ def test_other_settings_begin_anew(resume, tmp_path):
             seen.append(step)
             return torch.randn(8, 2)
 
-        resume.train_resumable(tmp_path / "x.state", settings, inference, batch, 3, progress=False)
+        resume.train_resumable(tmp_path / "x", settings, inference, batch, 3, progress=False)
         assert seen == [0, 1, 2]
 
 
@@ -115,7 +115,7 @@ def test_time_ends_a_run_and_is_counted_over_its_parts(resume, tmp_path):
     for _ in range(2):
         inference, _, _ = sig(resume)
         taken, seconds = resume.train_resumable(
-            tmp_path / "x.state",
+            tmp_path / "x",
             {},
             inference,
             lambda step: torch.randn(8, 2),

@@ -11,6 +11,7 @@ import torch
 from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 
+from pyro_sig._elbo_state import elbo_state, load_elbo_state
 from pyro_sig.adversarial._tap import Tap
 from pyro_sig.adversarial.balance import Balance
 
@@ -132,13 +133,7 @@ class ElboTerm:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns a copy of the states of ELBO and balance."""
-        state: dict[str, Any] = {"last": self.last}
-        # To guess it anew would draw random numbers.
-        nesting = getattr(self.elbo, "max_plate_nesting", math.inf)
-        if nesting < math.inf:
-            state["max_plate_nesting"] = nesting
-        if callable(getattr(self.elbo, "state_dict", None)):
-            state["elbo"] = self.elbo.state_dict()
+        state: dict[str, Any] = {"last": self.last, **elbo_state(self.elbo)}
         if isinstance(self.weight, Balance):
             state["balance"] = self.weight.state_dict()
         return copy.deepcopy(state)
@@ -150,10 +145,7 @@ class ElboTerm:
         """
         state = copy.deepcopy(dict(state))
         self.last = state["last"]
-        if "max_plate_nesting" in state:
-            self.elbo.max_plate_nesting = state["max_plate_nesting"]
-        if "elbo" in state:
-            self.elbo.load_state_dict(state["elbo"])
+        load_elbo_state(self.elbo, state)
         if isinstance(self.weight, Balance) and "balance" in state:
             self.weight.load_state_dict(state["balance"])
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyro
@@ -19,11 +22,16 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_sig._optimizers import optimizers_of
+from pyro_sig._random_state import random_state, set_random_state
+from pyro_sig.infer._run_state import RunState
 
 __all__ = ["History", "NonFiniteLossError", "StopTraining", "train"]
 
 # Weight of the newest loss in the smoothed one of the progress bar.
 _SMOOTHING = 0.05
+
+# How Pyro calls the running averages that TraceGraph_ELBO keeps among the parameters.
+_AVERAGE = "__baseline_avg_downstream_cost_"
 
 # How many parameters an error message lists.
 _MAX_LISTED = 8
@@ -47,14 +55,24 @@ class NonFiniteLossError(ValueError):
     :param name: the name of the loss in the history.
     :param value: the loss.
     :param history: the history up to and including this step.
+    :param checkpoint: the last file that the run saved, if there is one.
     """
 
-    def __init__(self, step: int, name: str, value: float, history: History) -> None:
+    def __init__(
+        self,
+        step: int,
+        name: str,
+        value: float,
+        history: History,
+        checkpoint: Path | None = None,
+    ) -> None:
+        saved = "" if checkpoint is None else f" The last checkpoint is {checkpoint}."
         super().__init__(
             f"`inference` must return finite losses, but {name!r} was {value} at step {step}. "
             "Common causes are a learning rate that is too high, a scale that went to zero, and "
-            "data outside of the support."
+            f"data outside of the support.{saved}"
         )
+        self.checkpoint = checkpoint
         self.step = step
         self.name = name
         self.value = value
@@ -110,6 +128,16 @@ class History(Mapping[str, list[float]]):
             values.append(losses.get(name, math.nan))
         self.num_steps += 1
 
+    def load(self, num_steps: int, losses: Mapping[str, Tensor], seconds: float) -> None:
+        """Puts the losses of an earlier part of the run in place of all others.
+
+        :param num_steps: steps taken.
+        :param losses: by name, with shape ``[num_steps]``.
+        :param seconds: wall-clock time, in seconds.
+        """
+        self.num_steps, self.seconds = num_steps, seconds
+        self._losses = {name: values.tolist() for name, values in losses.items()}
+
 
 def train(
     inference: Stepper,
@@ -120,6 +148,10 @@ def train(
     progress: bool = True,
     description: str | None = None,
     check_training: bool = True,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: int = 1000,
+    keep: int = 3,
+    resume: bool | Literal["auto"] = "auto",
 ) -> History:
     r"""Trains by calling ``inference.step`` on one batch after another.
 
@@ -138,14 +170,23 @@ def train(
     off for a program that chooses its networks at random, or that keeps parameters fixed by
     :func:`pyro.poutine.block`.
 
+    With `checkpoint`, a run that was killed and is started again, by the same program, goes on
+    from its last checkpoint and ends as if it had not been: on one machine with the same number of
+    threads, bit for bit. Saved are the parameters, buffers, optimisers and inner networks of
+    `inference`, callbacks that have ``state_dict`` and ``load_state_dict``, the random states of
+    torch, NumPy and Python, the losses, and the place in `batches`. An iterable is begun with the
+    random state that it had been begun with, and run to its place. A function of the step should
+    depend on the step and on random states alone, or have ``state_dict`` and ``load_state_dict``.
+
     :param inference: an object with ``step(*args, **kwargs)`` that returns a float, or a tuple or
-        dict of floats.
+        dict of floats. With `checkpoint`, :class:`~pyro.infer.SVI` or an object with
+        ``state_dict`` and ``load_state_dict``.
     :param batches: the arguments of every step: a tensor (one argument), a tuple (positional
         arguments) or a dict (keyword arguments) is used at every step as it is. A callable is
         given the step number and returns one of these. Any other iterable, such as a
         :class:`~torch.utils.data.DataLoader`, yields one batch for each step, where a list is
         taken for a tuple, and is begun again when it is exhausted.
-    :param num_steps: the number :math:`T` of steps.
+    :param num_steps: the number :math:`T` of steps, those before the last checkpoint included.
     :param callbacks: functions called in turn as ``callback(step, loss, inference)`` after each
         step, with the step number counted from 0 and what the step returned. Raising
         :class:`StopTraining` ends the run; what they return is ignored. A learning-rate schedule
@@ -153,10 +194,17 @@ def train(
     :param progress: show a bar with the smoothed loss and the learning rate.
     :param description: text in front of the bar, for a script that shows several.
     :param check_training: look for what does not train, as said above.
-    :return: the losses of all steps.
+    :param checkpoint: a folder for the checkpoints of this run alone, made if need be.
+    :param every: steps between two checkpoints; the end of the run has one in any case.
+    :param keep: how many checkpoints are kept.
+    :param resume: ``"auto"`` goes on from the last checkpoint if there is one, True raises if
+        there is none, and False raises if there is one.
+    :return: the losses of all steps, those before the last checkpoint included.
     :raises NonFiniteLossError: (a ``ValueError``) at the first loss that is NaN or infinite.
     :raises ValueError: if an argument is not as described, if a one-shot iterator is exhausted,
-        if a step does not return numbers, or if something does not train.
+        if a step does not return numbers, if something does not train, or if the folder holds
+        another run, is in use by another process or cannot be written. A write that fails later is
+        a :class:`~pyro_sig.checkpoint.CheckpointWarning`.
     :raises KeyboardInterrupt: when interrupted; like any other exception from a step, it carries
         the losses so far as its attribute ``history``.
 
@@ -179,49 +227,71 @@ def train(
         )
     if isinstance(num_steps, bool) or not (isinstance(num_steps, int) and num_steps >= 0):
         raise ValueError(f"`num_steps` must be zero or a positive integer, but was {num_steps!r}.")
-    callbacks = _check_callbacks(callbacks)
+    given = list(callbacks) if isinstance(callbacks, Iterable) else [None]
+    calls = _check_callbacks(given, callbacks)
 
     history = History()
     arguments = _arguments(batches)
-    meter = _ProgressBar(num_steps, description) if progress else _NoProgress()
+    run: RunState | None = None
+    done = 0
+    if checkpoint is not None:
+        cursor = arguments if isinstance(arguments, _Cycle) else batches
+        run = RunState(checkpoint, every, keep, resume, inference, given, cursor, history)
+    meter = _NoProgress()
     start = time.perf_counter()
+    before = 0.0
     try:
-        for step in range(num_steps):
+        if run is not None:
+            if isinstance(arguments, _Cycle):
+                arguments.track()
+            done = run.restore(num_steps)
+            before = history.seconds
+            if done == num_steps:
+                run.finish(_arguments(batches), num_steps)
+        if progress:
+            meter = _ProgressBar(num_steps, description, done)
+        for step in range(done, num_steps):
             args, kwargs = arguments(step)
-            if step == 0 and check_training:
-                with _Watch() as watch:
+            watch = _Watch() if step == done and check_training else None
+            with nullcontext() if run is None else run.step(args, kwargs):
+                with nullcontext() if watch is None else watch:
                     result = inference.step(*args, **kwargs)
-            else:
-                watch = None
-                result = inference.step(*args, **kwargs)
             losses = _as_losses(result, step, getattr(inference, "loss_names", None))
             history.append(losses)
             for name, value in losses.items():
                 if not math.isfinite(value):
-                    raise NonFiniteLossError(step, name, value, history)
+                    saved = None if run is None else run.last_good
+                    raise NonFiniteLossError(step, name, value, history, saved)
             if watch is not None:
                 watch.check(inference)
             _advance_schedule(inference, losses)
             meter.update(losses, inference)
-            for callback in callbacks:
-                callback(step, result, inference)
-    except StopTraining:
-        history.stopped = True
+            try:
+                for callback in calls:
+                    callback(step, result, inference)
+            except StopTraining:
+                history.stopped = True
+            if run is not None:
+                last = history.stopped or step + 1 == num_steps
+                run.after(step + 1, time.perf_counter() - start, last)
+            if history.stopped:
+                break
     except BaseException as error:
         error.history = history  # type: ignore[attr-defined]
         raise
     finally:
-        history.seconds = time.perf_counter() - start
+        history.seconds = before + time.perf_counter() - start
         meter.close()
+        if run is not None:
+            run.close()
     return history
 
 
-def _check_callbacks(callbacks: Any) -> list[Callable[[int, Any, Any], object]]:
-    given: list[Any] = list(callbacks) if isinstance(callbacks, Iterable) else [None]
-    given = [_advance(c) if isinstance(c, LRScheduler) else c for c in given]
-    if not all(callable(callback) for callback in given):
+def _check_callbacks(given: list[Any], callbacks: Any) -> list[Callable[[int, Any, Any], object]]:
+    calls = [_advance(c) if isinstance(c, LRScheduler) else c for c in given]
+    if not all(callable(callback) for callback in calls):
         raise ValueError(f"`callbacks` must be an iterable of callables, but was {callbacks!r}.")
-    return given
+    return calls
 
 
 def _advance(schedule: LRScheduler) -> Callable[[int, Any, Any], object]:
@@ -261,22 +331,76 @@ class _Cycle:
 
     def __init__(self, batches: Iterable[Any]) -> None:
         self._batches = batches
-        self._iterator = iter(batches)
+        self._iterator: Iterator[Any] | None = None
+        self._consumed = 0  # of this pass
+        self._tracked = False
+        self._begun: dict[str, Any] = {}  # the random states where this pass began
 
     def __call__(self, step: int) -> _Arguments:
         for _ in range(2):
+            if self._iterator is None:
+                self._begin()
+            assert self._iterator is not None
             try:
-                return _as_arguments(next(self._iterator))
+                batch = next(self._iterator)
             except StopIteration:
-                again = iter(self._batches)
-                if again is self._iterator:
+                ended, self._iterator = self._iterator, None
+                again = iter(self._batches) if self._is_iterator() else None
+                if again is ended:
                     raise ValueError(
                         f"`batches` must yield a batch for every step, but was an iterator that "
                         f"was exhausted at step {step}. Pass the iterable that it came from, "
                         "which can be begun again."
                     ) from None
-                self._iterator = again
+            else:
+                self._consumed += 1
+                return _as_arguments(batch)
         raise ValueError(f"`batches` must yield a batch, but was empty at step {step}.")
+
+    def _is_iterator(self) -> bool:
+        return hasattr(self._batches, "__next__")
+
+    def _begin(self) -> None:
+        if self._tracked:
+            generators = [g.get_state() for g in self._generators()]
+            self._begun = {"random_state": random_state(), "generators": generators}
+        self._iterator = iter(self._batches)
+        self._consumed = 0
+
+    # A pass is saved as its beginning and the number of batches taken.
+
+    def track(self) -> None:
+        """Notes the random states of every beginning, which a state needs."""
+        self._tracked = True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"consumed": self._consumed, "begun": self._begun}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if not state["begun"]:
+            return
+        for generator, saved in zip(self._generators(), state["begun"]["generators"], strict=True):
+            generator.set_state(saved)
+        set_random_state(state["begun"]["random_state"])
+        self._begin()
+        assert self._iterator is not None
+        for _ in range(state["consumed"]):
+            try:
+                next(self._iterator)
+            except StopIteration:
+                raise ValueError(
+                    f"`batches` must yield the {state['consumed']} batches that the saved run took "
+                    f"of it, but had {self._consumed}"
+                ) from None
+            self._consumed += 1
+
+    def _generators(self) -> list[torch.Generator]:
+        """Those of a DataLoader and its samplers."""
+        loader: Any = self._batches
+        samplers = [getattr(loader, name, None) for name in ("sampler", "batch_sampler")]
+        samplers += [getattr(samplers[1], "sampler", None)]
+        found = [getattr(holder, "generator", None) for holder in (loader, *samplers)]
+        return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
 # -------------------------------------------------------------------------------------- the losses
@@ -319,11 +443,11 @@ class _NoProgress:
 
 
 class _ProgressBar(_NoProgress):
-    def __init__(self, num_steps: int, description: str | None) -> None:
+    def __init__(self, num_steps: int, description: str | None, done: int) -> None:
         from tqdm.auto import tqdm
 
         total = None if num_steps == sys.maxsize else num_steps  # someone else ends the run
-        self._bar = tqdm(total=total, desc=description)
+        self._bar = tqdm(total=total, desc=description, initial=done)
         self._smoothed: dict[str, float] = {}
 
     def update(self, losses: dict[str, float], inference: Any) -> None:
@@ -415,6 +539,8 @@ class _Watch:
             lines[id(param)] = f"`{name}` {tuple(param.shape)} of a `{type(module).__name__}`{also}"
         for name, (grad, version) in _gradients(store).items():
             param = store._params[name]
+            if name.startswith(_AVERAGE):
+                continue
             if name in self._before:
                 before, version_before = self._before[name]
                 touched = grad is not before or version != version_before
