@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -250,7 +251,7 @@ class _Programs:
     def _run(self, args: tuple, kwargs: dict[str, Any]) -> None:
         """Makes every parameter, network and optimiser that a step makes."""
         elbo = self._elbo
-        before = {} if elbo is None else elbo_state(elbo)
+        before = {} if elbo is None else copy.deepcopy(elbo_state(elbo))
         with preserved_random_state(), modules_run() as modules, ParamTap() as tap:
             try:
                 # Unlike evaluate_loss it makes baselines too; gradients are what it leaves behind.
