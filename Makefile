@@ -25,7 +25,7 @@ SINGLE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(SINGLE_THREAD) $(PY) -m pytest -n 2 --durations=10
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-cuda lint docs bench clean
+.PHONY: help demo test test-all test-cuda test-faults lint docs bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+: .*## |^[a-z-]+:  ## ' $(MAKEFILE_LIST) \
@@ -35,13 +35,16 @@ demo: $(BASE)  ## fit real data with SIG; pictures, a table and NetCDF go to out
 	$(PY) examples/demo.py --out out/demo
 
 test: $(BASE)  ## the fast tests and the doctests, on two workers
-	$(PYTEST) -m "not slow and not cuda and not bench" $(PYTEST_ARGS) pyro_sig tests
+	$(PYTEST) -m "not slow and not cuda and not bench and not faults" $(PYTEST_ARGS) pyro_sig tests
 
 test-all: $(BASE)  ## the same with the slow tests
-	$(PYTEST) -m "not cuda and not bench" $(PYTEST_ARGS) pyro_sig tests
+	$(PYTEST) -m "not cuda and not bench and not faults" $(PYTEST_ARGS) pyro_sig tests
 
 test-cuda: $(BASE)  ## the tests that need a CUDA device
 	$(PY) -m pytest -m cuda $(PYTEST_ARGS) tests
+
+test-faults: $(BASE)  ## kill runs at random moments and try wrong calls; prints counts (an hour)
+	$(SINGLE_THREAD) $(PY) -m pytest -m faults $(PYTEST_ARGS) tests/faults
 
 lint: $(call TOOL_STAMP,lint)  ## ruff (rules and format) and mypy
 	$(PY) -m ruff check .

@@ -1,0 +1,3 @@
+"""What the fault tests counted, for the summary."""
+
+COUNTS: dict[str, str] = {}
