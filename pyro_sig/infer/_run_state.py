@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from pyro.infer import SVI
 
 from pyro_sig._random_state import preserved_random_state, random_state, set_random_state
 from pyro_sig.checkpoint.folder import CheckpointFolder
 from pyro_sig.checkpoint.state import Snapshot, has_state
+from pyro_sig.infer.history import History
 
 __all__ = ["RunState"]
 
@@ -42,7 +42,7 @@ class RunState:
         inference: Any,
         callbacks: Sequence[Any],
         cursor: Any,
-        history: Any,
+        history: History,
     ) -> None:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"`every` must be a positive integer, was {every!r}")
@@ -56,7 +56,6 @@ class RunState:
         self._inference = Snapshot(inference)
         self._callbacks = [Snapshot(c, "callbacks") for c in callbacks if has_state(c)]
         self._first = True
-        self._seconds = 0.0
         self._folder = CheckpointFolder(path, keep)
 
     @property
@@ -102,8 +101,7 @@ class RunState:
         self._inference.load(state["inference"])
         for callback, saved in zip(self._callbacks, state["callbacks"], strict=True):
             callback.load(saved)
-        self._history.load(step, state["history"], state["seconds"])
-        self._seconds = state["seconds"]
+        self._history.load_state_dict(state["history"])
         if callable(getattr(self._cursor, "load_state_dict", None)):
             self._cursor.load_state_dict(state["cursor"])
         set_random_state(state["random_state"])
@@ -135,11 +133,10 @@ class RunState:
         with self._inference.watching():
             yield
 
-    def after(self, taken: int, elapsed: float, last: bool) -> None:
+    def after(self, taken: int, last: bool) -> None:
         """Saves, if it is time to do so.
 
         :param taken: number of steps of the run.
-        :param elapsed: seconds of this process.
         :param last: whether the run ends here.
         """
         if self.saved == taken or not (last or taken % self.every == 0):
@@ -148,11 +145,7 @@ class RunState:
             "format": _FORMAT,
             "inference": self._inference.state(),
             "callbacks": [callback.state() for callback in self._callbacks],
-            "history": {
-                name: torch.tensor(values, dtype=torch.float64)
-                for name, values in self._history.items()
-            },
-            "seconds": self._seconds + elapsed,
+            "history": self._history.state_dict(),
             "cursor": self._cursor_state(),
             "random_state": random_state(),
         }

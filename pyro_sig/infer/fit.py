@@ -21,7 +21,8 @@ from pyro_sig.distributions.components import check_positive
 from pyro_sig.infer._mapped_elbo import MappedELBO
 from pyro_sig.infer._potential import unconstrained_log_density
 from pyro_sig.infer.auto_semi_implicit import AutoSemiImplicit
-from pyro_sig.infer.train import History, StopTraining, train
+from pyro_sig.infer.history import History
+from pyro_sig.infer.train import StopTraining, train
 
 __all__ = ["Fit", "fit"]
 

@@ -1,0 +1,116 @@
+"""The arguments of every step, from a tensor, a function or an iterable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_sig._random_state import random_state, set_random_state
+
+__all__ = ["Arguments", "Cycle", "arguments_of"]
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def as_arguments(batch: Any) -> Arguments:
+    if isinstance(batch, (tuple, list)):
+        return tuple(batch), {}
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    return (batch,), {}
+
+
+def arguments_of(batches: Any) -> Callable[[int], Arguments]:
+    """Turns ``batches`` into a function from the step number to that step's arguments."""
+    if isinstance(batches, (Tensor, np.ndarray, tuple, Mapping)):
+        fixed = as_arguments(batches)
+        return lambda step: fixed
+    if hasattr(batches, "__iter__") and not isinstance(batches, (str, bytes)):
+        return Cycle(batches)
+    if callable(batches):
+        return lambda step: as_arguments(batches(step))
+    raise ValueError(
+        "`batches` must be a tensor, a tuple or dict of arguments, an iterable of batches or a "
+        f"callable of the step number, but was {type(batches).__name__}."
+    )
+
+
+class Cycle:
+    """Goes through an iterable again and again."""
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self._batches = batches
+        self._iterator: Iterator[Any] | None = None
+        self._consumed = 0  # of this pass
+        self._tracked = False
+        self._begun: dict[str, Any] = {}  # the random states where this pass began
+
+    def __call__(self, step: int) -> Arguments:
+        for _ in range(2):
+            if self._iterator is None:
+                self._begin()
+            assert self._iterator is not None
+            try:
+                batch = next(self._iterator)
+            except StopIteration:
+                ended, self._iterator = self._iterator, None
+                again = iter(self._batches) if self._is_iterator() else None
+                if again is ended:
+                    raise ValueError(
+                        f"`batches` must yield a batch for every step, but was an iterator that "
+                        f"was exhausted at step {step}. Pass the iterable that it came from, "
+                        "which can be begun again."
+                    ) from None
+            else:
+                self._consumed += 1
+                return as_arguments(batch)
+        raise ValueError(f"`batches` must yield a batch, but was empty at step {step}.")
+
+    def _is_iterator(self) -> bool:
+        return hasattr(self._batches, "__next__")
+
+    def _begin(self) -> None:
+        if self._tracked:
+            generators = [g.get_state() for g in self._generators()]
+            self._begun = {"random_state": random_state(), "generators": generators}
+        self._iterator = iter(self._batches)
+        self._consumed = 0
+
+    # A pass is saved as its beginning and the number of batches taken.
+
+    def track(self) -> None:
+        """Notes the random states of every beginning, which a state needs."""
+        self._tracked = True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"consumed": self._consumed, "begun": self._begun}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if not state["begun"]:
+            return
+        for generator, saved in zip(self._generators(), state["begun"]["generators"], strict=True):
+            generator.set_state(saved)
+        set_random_state(state["begun"]["random_state"])
+        self._begin()
+        assert self._iterator is not None
+        for _ in range(state["consumed"]):
+            try:
+                next(self._iterator)
+            except StopIteration:
+                raise ValueError(
+                    f"`batches` must yield the {state['consumed']} batches that the saved run took "
+                    f"of it, but had {self._consumed}"
+                ) from None
+            self._consumed += 1
+
+    def _generators(self) -> list[torch.Generator]:
+        """Those of a DataLoader and its samplers."""
+        loader: Any = self._batches
+        samplers = [getattr(loader, name, None) for name in ("sampler", "batch_sampler")]
+        samplers += [getattr(samplers[1], "sampler", None)]
+        found = [getattr(holder, "generator", None) for holder in (loader, *samplers)]
+        return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
