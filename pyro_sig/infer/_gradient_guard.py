@@ -86,9 +86,11 @@ class GradientGuard:
 
 def _finite(grads: Iterable[Tensor]) -> bool:
     """Tells quickly, for all at once, whether the sum is finite."""
-    sums = [grad.sum(dtype=torch.float32) for grad in grads]
-    total = torch.stack([s.to(sums[0].device) for s in sums]).sum() if sums else torch.tensor(0.0)
-    return math.isfinite(total.item())
+    sums = [grad.sum() for grad in grads]
+    if any(s.is_cuda for s in sums):  # one synchronisation
+        device = sums[0].device
+        return bool(torch.stack([s.to(device, torch.float32) for s in sums]).sum().isfinite())
+    return all(math.isfinite(s.item()) for s in sums)
 
 
 def _name(param: Tensor) -> str:
