@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from pyro_sig.checkpoint.files import (
+from pyro_sig.checkpoint._files import (
     CheckpointError,
     CheckpointWarning,
     read_file,
@@ -94,7 +94,7 @@ class CheckpointFolder:
         A failure is a warning, so that training goes on; the older files stay.
 
         :param int step: number of steps taken.
-        :param state: as :func:`write_file` has it.
+        :param state: tensors, numbers, strings, None, and lists, tuples and dicts of these.
         :return: whether it was written.
         :raises ValueError: if `state` holds what a file cannot.
         """

@@ -11,8 +11,8 @@ from typing import Any
 from pyro.infer import SVI
 
 from pyro_sig._random_state import preserved_random_state, random_state, set_random_state
+from pyro_sig.checkpoint._snapshot import Snapshot, has_state
 from pyro_sig.checkpoint.folder import CheckpointFolder
-from pyro_sig.checkpoint.state import Snapshot, has_state
 from pyro_sig.infer.history import History
 
 __all__ = ["RunState"]

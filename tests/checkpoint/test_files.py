@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from pyro_sig.checkpoint import CheckpointError
-from pyro_sig.checkpoint.files import read_file, write_file
+from pyro_sig.checkpoint._files import read_file, write_file
 
 STATE = {
     "tensor": torch.arange(6.0).reshape(2, 3),
@@ -163,7 +163,7 @@ def test_the_old_content_stays_where_the_new_cannot_be_written(tmp_path, monkeyp
 FULL = """
     import resource, signal, sys
     import torch
-    from pyro_sig.checkpoint.files import read_file, write_file
+    from pyro_sig.checkpoint._files import read_file, write_file
 
     write_file(sys.argv[1], {"a": torch.zeros(10)})
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
