@@ -6,6 +6,7 @@ from typing import Any
 
 import pyro
 import torch
+import torch.distributed as dist
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 
@@ -23,6 +24,8 @@ def find_bad_site(inference: Any, args: tuple, kwargs: dict[str, Any]) -> str | 
     :param kwargs: its keyword arguments.
     :return: None if there is none, or if the programs cannot be run by themselves.
     """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return None  # a site may wait for the other processes
     guide, model = (getattr(inference, name, None) for name in ("guide", "model"))
     with preserved_random_state(), pyro.validation_enabled(False):
         try:

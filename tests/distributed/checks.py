@@ -529,3 +529,55 @@ def seeds():
         seed_ranks(seed)
         values.append(torch.rand(()).item())
     return values
+
+
+def killed_and_resumed(folder, name):
+    """Compares a run that goes on from checkpoints, of which one process lacks the last."""
+
+    class Killed(BaseException):
+        pass
+
+    def run(seed, path=None, killed_at=None):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(seed)
+        trainer = TRAINERS[name].make() if name in TRAINERS else make_sig()
+        seed_ranks(seed)
+        data_parallel(trainer)
+
+        def kill(step, loss, inference):
+            if step == killed_at:
+                raise Killed
+
+        options = {"progress": False, "checkpoint": path, "every": 2, "callbacks": [kill]}
+        history = train(trainer, lambda step: torch.randn(6, 2) + 1.0, 10, **options)
+        check_equal(trainer)
+        store = pyro.get_param_store()._params
+        return dict(history), {n: p.detach().clone() for n, p in sorted(store.items())}
+
+    whole = run(1)
+    try:
+        run(1, folder, killed_at=7)
+    except Killed:
+        pass
+    torch.distributed.barrier()
+    files = sorted(path.name for path in (folder / f"rank-{rank()}-of-{size()}").glob("step-*"))
+    assert files == [f"step-{n:09d}.ckpt" for n in (2, 4, 6)]
+    if rank() == 0:
+        (folder / f"rank-0-of-{size()}" / files[-1]).unlink()
+    torch.distributed.barrier()
+    again = run(2, folder)
+    assert again[0] == whole[0]
+    assert all(torch.equal(again[1][n], whole[1][n]) for n in whole[1])
+
+
+def make_sig():
+    network = MLP(2, [6], 2)
+
+    def model(x):
+        pyro.module("net", network)
+        noise = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        with pyro.plate("data", len(x)):
+            psi = pyro.sample("psi", Implicit(network, noise, event_shape=2))
+            pyro.sample("x", dist.Normal(psi, 0.5).to_event(1), obs=x)
+
+    return SVI(model, lambda x: None, pyro.optim.ClippedAdam({"lr": 0.01}), SIG_ELBO(8))

@@ -97,6 +97,11 @@ def test_a_state_that_all_load(two):
     assert two(checks.loaded_everywhere) == [2, 2]
 
 
+@pytest.mark.parametrize("name", ["SVI", "GAN-SI, SIG_ELBO", "LBT, average, clipped"])
+def test_a_killed_run_goes_on(two, name, tmp_path):
+    two(checks.killed_and_resumed, tmp_path, name)
+
+
 def raised_by_all(ranks, function, *args):
     start = time.perf_counter()
     answers = ranks.answers(function, *args)
