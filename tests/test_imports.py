@@ -15,7 +15,8 @@ PACKAGE = Path(pyro_sig.__file__).parent
 # What each part of the package may import from beside itself. The root module holds the version
 # only, so every part may import that.
 ARROWS: dict[str, set[str]] = {
-    "__init__": set(),
+    "__init__": {"_cite"},
+    "_cite": set(),
     "nn": set(),
     "datasets": set(),
     "checkpoint": {"_elbo_state", "_program_player", "_program_run", "_random_state"},
@@ -33,6 +34,7 @@ ARROWS: dict[str, set[str]] = {
         "nn",
         "checkpoint",
         "_optimizers",
+        "_program_run",
         "_random_state",
         "_rank_sum",
     },
