@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_sig.datasets._files import find, read_bytes
+from pyro_sig.datasets._files import as_path, find, read_bytes
 
 __all__ = ["load_binarized_mnist"]
 
@@ -57,9 +57,9 @@ def load_binarized_mnist(root: str | os.PathLike[str], split: str = "train") -> 
         ...     load_binarized_mnist(root, "test")[0, 0, :4]
         tensor([0, 1, 0, 1], dtype=torch.uint8)
     """
-    if split not in ("train", "valid", "test"):
+    if not isinstance(split, str) or split not in ("train", "valid", "test"):
         raise ValueError(f"`split` must be 'train', 'valid' or 'test', was {split!r}")
-    root = Path(root)
+    root = as_path("root", root)
     name = f"binarized_mnist_{split}.amat"
     if (root / _PACKED).is_file():
         images = _read_packed(root / _PACKED, split)

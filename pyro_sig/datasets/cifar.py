@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_sig.datasets._arguments import integer
-from pyro_sig.datasets._files import find, read_bytes
+from pyro_sig.datasets._files import as_path, find, read_bytes
 
 __all__ = ["load_cifar10"]
 
@@ -47,14 +47,14 @@ def load_cifar10(
         >>> images.shape, labels
         (torch.Size([1, 3, 32, 32]), tensor([7]))
     """
-    if split not in ("train", "test"):
+    if not isinstance(split, str) or split not in ("train", "test"):
         raise ValueError(f"`split` must be 'train' or 'test', was {split!r}")
     names = ["test_batch.bin"]
     if split == "train":
         names = [f"data_batch_{i}.bin" for i in _check_batches(batches)]
     elif batches is not None:
         raise ValueError(f"`batches` must be None where `split` is 'test', was {batches!r}")
-    root = Path(root)
+    root = as_path("root", root)
     folders = [root, root / "cifar-10-batches-bin"]
     found = {name: find(folders, name, ["", ".gz", ".xz"]) for name in names}
     missing = [name for name, path in found.items() if path is None]

@@ -10,9 +10,14 @@ from torch import Tensor
 from pyro_sig.datasets._arguments import (
     Device,
     Dtype,
+    any_type,
+    check_device,
+    check_points,
+    check_tensor,
     normalise,
     positive,
     probability,
+    shape_of,
     tensor,
 )
 from pyro_sig.datasets.toys import Toy
@@ -67,6 +72,13 @@ class FiniteMixture(dist.TorchDistribution):
         support: constraints.Constraint,
         validate_args: bool | None = None,
     ) -> None:
+        if not isinstance(components, Sequence) or not all(
+            isinstance(c, torch.distributions.Distribution) for c in components
+        ):
+            raise ValueError(f"`components` must be a sequence of laws, was {components!r}")
+        if not isinstance(support, torch.distributions.constraints.Constraint):
+            raise ValueError(f"`support` must be a constraint, was {support!r}")
+        check_tensor("weights", weights)
         shapes = {(c.batch_shape, c.event_shape) for c in components}
         if len(shapes) != 1 or components[0].event_shape:
             raise ValueError(
@@ -84,7 +96,8 @@ class FiniteMixture(dist.TorchDistribution):
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "FiniteMixture":
         """Return the same law with a larger batch shape."""
-        components = [c.expand(torch.Size(batch_shape)) for c in self.components]
+        shape = shape_of("batch_shape", batch_shape)
+        components = [c.expand(shape) for c in self.components]
         return FiniteMixture(self.weights, components, self._support, self._validate_args)
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
@@ -106,7 +119,7 @@ class FiniteMixture(dist.TorchDistribution):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw values of shape ``[*sample_shape, *batch_shape]``, without gradients."""
-        shape = torch.Size(sample_shape)
+        shape = shape_of("sample_shape", sample_shape)
         with torch.no_grad():
             index = dist.Categorical(probs=self.weights).sample(shape + self.batch_shape)
             draws = torch.stack([c.sample(shape) for c in self.components], dim=-1)
@@ -117,17 +130,19 @@ class FiniteMixture(dist.TorchDistribution):
         if any(isinstance(c, dist.Delta) for c in self.components):
             raise NotImplementedError("a mixture with an atom has no density: use `cdf` or draws")
         if self._validate_args:
+            check_points(value, self)
             self._validate_sample(value)
         terms = torch.stack([c.log_prob(value) for c in self.components], dim=-1)
         return torch.logsumexp(terms + self.weights.log(), dim=-1)
 
     def cdf(self, value: Tensor) -> Tensor:
         """Evaluate the probability of a draw not above `value`, where all components can."""
+        check_points(value, self)
         terms = [
             (value >= c.v).to(c.v.dtype) if isinstance(c, dist.Delta) else c.cdf(value)
             for c in self.components
         ]
-        return torch.stack(terms, dim=-1) @ self.weights
+        return (torch.stack(terms, dim=-1) * self.weights).sum(-1)  # of any type of `value`
 
 
 def negative_binomial(
@@ -256,6 +271,5 @@ def _gamma_poisson(
 
 def _expand_frequencies(frequencies: Sequence[int], dtype: Dtype, device: Device) -> Tensor:
     """Repeat each count as often as it was seen."""
-    dtype = dtype or torch.get_default_dtype()
-    counts = torch.arange(len(frequencies), dtype=dtype, device=device)
+    counts = torch.arange(len(frequencies), dtype=any_type(dtype), device=check_device(device))
     return counts.repeat_interleave(torch.tensor(frequencies, device=counts.device))

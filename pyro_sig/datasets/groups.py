@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_sig.datasets._arguments import check_tensor
+
 __all__ = ["pad_groups"]
 
 
@@ -39,7 +41,15 @@ def pad_groups(groups: Tensor, *values: Tensor, fill: float = 0.0) -> tuple[Tens
         tensor([[1., 2.],
                 [3., 0.]])
     """
-    if groups.dim() != 1 or not len(groups) or groups.is_floating_point():
+    check_tensor("groups", groups)
+    for value in values:
+        check_tensor("values", value, groups.device)
+    if (
+        groups.dim() != 1
+        or not len(groups)
+        or groups.is_floating_point()
+        or groups.dtype == torch.bool
+    ):
         raise ValueError(
             "`groups` must hold integers in shape [N], not empty, was "
             f"{groups.dtype} in shape {tuple(groups.shape)}"
@@ -49,6 +59,10 @@ def pad_groups(groups: Tensor, *values: Tensor, fill: float = 0.0) -> tuple[Tens
     lengths = [tuple(value.shape) for value in values]
     if any(not shape or shape[0] != len(groups) for shape in lengths):
         raise ValueError(f"`values` must have {len(groups)} rows, had shapes {lengths}")
+    if not isinstance(fill, (int, float)):
+        raise ValueError(f"`fill` must be a number, was {fill!r}")
+    if not float(fill).is_integer() and any(not value.is_floating_point() for value in values):
+        raise ValueError(f"`fill` must be an integer where values are, was {fill!r}")
     sizes = torch.bincount(groups)
     order = groups.argsort(stable=True)
     start = sizes.cumsum(0) - sizes

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_sig.datasets._files import as_path
+
 __all__ = ["PosteriorDB", "posteriordb_names", "read_posteriordb"]
 
 _COLUMNS = ("posterior", "data", "draws")
@@ -53,7 +55,7 @@ def posteriordb_names(folder: str | os.PathLike[str]) -> list[str]:
         ...     posteriordb_names(root)
         ['toy-normal']
     """
-    return list(_index(Path(folder)))
+    return list(_index(as_path("folder", folder)))
 
 
 def read_posteriordb(folder: str | os.PathLike[str], name: str) -> PosteriorDB:
@@ -94,9 +96,9 @@ def read_posteriordb(folder: str | os.PathLike[str], name: str) -> PosteriorDB:
         >>> {name: list(values.shape) for name, values in posterior.draws.items()}
         {'mu': [1, 3], 'beta': [1, 3, 2]}
     """
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     index = _index(folder)
-    if name not in index:
+    if not isinstance(name, str) or name not in index:
         raise ValueError(f"`name` must be one of {', '.join(index)}, was {name!r}")
     data, draws = index[name]
     return PosteriorDB(

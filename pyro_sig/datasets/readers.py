@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_sig.datasets._arguments import Device, Dtype, tensor
-from pyro_sig.datasets._files import find, read_bytes
+from pyro_sig.datasets._files import as_path, find, read_bytes
 
 __all__ = ["load_digits", "load_mnist", "read_idx"]
 
@@ -40,7 +40,7 @@ def read_idx(path: str | os.PathLike[str]) -> Tensor:
         ...     read_idx(path)
         tensor([7, 2, 1], dtype=torch.uint8)
     """
-    path = Path(path)
+    path = as_path("path", path)
     if not path.is_file():
         raise FileNotFoundError(f"no idx file at {path}")
     data = read_bytes(path, "an idx file")
@@ -80,11 +80,11 @@ def load_mnist(root: str | os.PathLike[str], split: str = "train") -> tuple[Tens
 
         >>> images, labels = load_mnist("data/mnist", split="test")  # doctest: +SKIP
     """
-    prefix = {"train": "train", "test": "t10k"}.get(split)
-    if prefix is None:
+    if not isinstance(split, str) or split not in ("train", "test"):
         raise ValueError(f"`split` must be 'train' or 'test', was {split!r}")
-    images = read_idx(_find_mnist(Path(root), f"{prefix}-images-idx3-ubyte"))
-    labels = read_idx(_find_mnist(Path(root), f"{prefix}-labels-idx1-ubyte"))
+    folder, prefix = as_path("root", root), {"train": "train", "test": "t10k"}[split]
+    images = read_idx(_find_mnist(folder, f"{prefix}-images-idx3-ubyte"))
+    labels = read_idx(_find_mnist(folder, f"{prefix}-labels-idx1-ubyte"))
     if images.dtype != torch.uint8 or images.dim() != 3 or images.shape[1:] != (28, 28):
         raise ValueError(
             f"`root` must hold uint8 images of shape [N, 28, 28], "

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_sig.datasets._arguments import integer
+from pyro_sig.datasets._arguments import check_tensor, integer
 
 __all__ = ["StackedDigits"]
 
@@ -42,12 +42,18 @@ class StackedDigits:
     num_classes = 1000
 
     def __init__(self, images: Tensor, labels: Tensor, batch_size: int, seed: int = 0) -> None:
+        check_tensor("images", images)
+        check_tensor("labels", labels)
         if images.dtype != torch.uint8 or images.dim() != 3 or len(images) == 0:
             raise ValueError(
                 "`images` must be uint8 of shape [N, H, W] with N > 0, was "
                 f"{images.dtype} of shape {list(images.shape)}"
             )
-        if labels.shape != images.shape[:1] or labels.is_floating_point():
+        if (
+            labels.shape != images.shape[:1]
+            or labels.is_floating_point()
+            or labels.dtype == torch.bool
+        ):
             raise ValueError(
                 f"`labels` must be integers of shape [{len(images)}], was {labels.dtype} of "
                 f"shape {list(labels.shape)}"

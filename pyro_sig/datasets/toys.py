@@ -13,9 +13,13 @@ from pyro_sig.datasets._arguments import (
     Device,
     Dtype,
     arange,
+    check_points,
+    check_tensor,
     integer,
     normalise,
+    numbers,
     positive,
+    shape_of,
     tensor,
 )
 
@@ -65,6 +69,7 @@ class Toy:
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Score data of shape ``[*]`` (counts) or ``[*, D]`` (points) in nats, shape ``[*]``."""
+        check_points(value, self.distribution)
         return self.distribution.log_prob(value)
 
     def pmf(self, k: Tensor | Sequence[int] | int) -> Tensor:
@@ -84,7 +89,7 @@ class Toy:
         if support is None or not support.is_discrete:
             raise ValueError(f"`pmf` needs a toy of counts, was {self.name!r}: use `log_prob`")
         mean = self.distribution.mean
-        return self.log_prob(torch.as_tensor(k, dtype=mean.dtype, device=mean.device)).exp()
+        return self.log_prob(numbers("k", k).to(mean)).exp()
 
 
 class NoisyRing(dist.TorchDistribution):
@@ -115,12 +120,20 @@ class NoisyRing(dist.TorchDistribution):
     has_rsample = True
 
     def __init__(self, radius: Tensor, std: Tensor, validate_args: bool | None = None) -> None:
+        for name, value in (("radius", radius), ("std", std)):
+            if not isinstance(value, (int, float)):
+                check_tensor(name, value)
+                if not value.is_floating_point():
+                    raise ValueError(
+                        f"`{name}` must be of a floating point type, was {value.dtype}"
+                    )
         self.radius, self.std = torch.distributions.utils.broadcast_all(radius, std)
         super().__init__(self.radius.shape, torch.Size([2]), validate_args=validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "NoisyRing":
         """Return the same law with a larger batch shape."""
-        radius, std = self.radius.expand(batch_shape), self.std.expand(batch_shape)
+        shape = shape_of("batch_shape", batch_shape)
+        radius, std = self.radius.expand(shape), self.std.expand(shape)
         return NoisyRing(radius, std, validate_args=self._validate_args)
 
     @property
@@ -135,7 +148,7 @@ class NoisyRing(dist.TorchDistribution):
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw points of shape ``[*sample_shape, *batch_shape, 2]``, with gradients."""
-        shape = torch.Size(sample_shape) + self.batch_shape
+        shape = shape_of("sample_shape", sample_shape) + self.batch_shape
         angle = 2 * math.pi * self.radius.new_empty(shape).uniform_()
         circle = torch.stack([angle.cos(), angle.sin()], dim=-1)
         noise = self.std.new_empty(circle.shape).normal_()
@@ -144,6 +157,9 @@ class NoisyRing(dist.TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Evaluate the log density in nats of points of shape ``[*, 2]``."""
         if self._validate_args:
+            check_points(value, self)
+            if not value.is_floating_point():
+                raise ValueError(f"`value` must be of a floating point type, was {value.dtype}")
             self._validate_sample(value)
         r = torch.linalg.vector_norm(value, dim=-1)
         variance = self.std**2
@@ -282,7 +298,9 @@ def _gaussians(
     name: str, modes: Tensor, std: float, weights: Tensor | Sequence[float] | None
 ) -> Toy:
     """Build the mixture of isotropic Gaussians with the given centres."""
-    weights = modes.new_ones(len(modes)) if weights is None else torch.as_tensor(weights).to(modes)
+    weights = (
+        modes.new_ones(len(modes)) if weights is None else numbers("weights", weights).to(modes)
+    )
     if weights.shape != modes.shape[:1]:
         raise ValueError(
             f"`weights` must have shape [{len(modes)}], one for each mode, "

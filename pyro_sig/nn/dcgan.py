@@ -5,7 +5,13 @@ from typing import Any
 
 from torch import nn
 
-from pyro_sig.nn._checks import Device, Dtype, positive_integer
+from pyro_sig.nn._checks import (
+    Device,
+    Dtype,
+    check_parameters,
+    make_module,
+    positive_integer,
+)
 from pyro_sig.nn._image_networks import ImageCritic, ImageGenerator, initialise, normalise
 
 __all__ = ["DCGANCritic", "DCGANGenerator"]
@@ -53,6 +59,7 @@ class DCGANGenerator(ImageGenerator):
         dtype: Dtype = None,
     ) -> None:
         super().__init__()
+        check_parameters(device, dtype)
         self.noise_dim = positive_integer("noise_dim", noise_dim)
         positive_integer("channels", channels)
         positive_integer("width", width)
@@ -71,7 +78,7 @@ class DCGANGenerator(ImageGenerator):
         layers += [*normalise(norm, maps, device, dtype), nn.ReLU()]
         layers.append(nn.ConvTranspose2d(maps, channels, 4, 2, 1, device=device, dtype=dtype))
         if activation is not None:
-            layers.append(activation())
+            layers.append(make_module("activation", activation))
         self.layers = nn.Sequential(*layers)
         self.apply(initialise)
 
@@ -114,6 +121,7 @@ class DCGANCritic(ImageCritic):
         dtype: Dtype = None,
     ) -> None:
         super().__init__()
+        check_parameters(device, dtype)
         maps = positive_integer("width", width)
         size, halvings = _start_size(image_size)
         self.image_shape = (positive_integer("channels", channels), image_size, image_size)

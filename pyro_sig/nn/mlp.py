@@ -5,7 +5,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from pyro_sig.nn._checks import Device, Dtype, check_event, positive_integer
+from pyro_sig.nn._checks import (
+    Device,
+    Dtype,
+    check_event,
+    check_parameters,
+    make_module,
+    positive_integer,
+)
 
 __all__ = ["MLP", "Encoder", "Joint"]
 
@@ -52,13 +59,15 @@ class MLP(nn.Module):
             raise ValueError(
                 f"`hidden_features` must be a sequence of sizes, was {hidden_features!r}"
             )
+        check_parameters(device, dtype)
         self.in_features = positive_integer("in_features", in_features)
         self.out_features = positive_integer("out_features", out_features)
         layers: list[nn.Module] = []
         size = in_features
         for hidden in hidden_features:
             positive_integer("hidden_features", hidden)
-            layers += [nn.Linear(size, hidden, device=device, dtype=dtype), activation()]
+            layers.append(nn.Linear(size, hidden, device=device, dtype=dtype))
+            layers.append(make_module("activation", activation))
             size = hidden
         self.hidden = nn.Sequential(*layers)
         self.head = nn.Linear(size, out_features, device=device, dtype=dtype)
@@ -70,7 +79,7 @@ class MLP(nn.Module):
         :return: activations, with shape ``[*, hidden_features[-1]]``.
         :raises ValueError: if `x` has another last dimension.
         """
-        check_event("x", x, (self.in_features,))
+        check_event("x", x, (self.in_features,), self.head.bias)
         return self.hidden(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,7 +95,7 @@ class Joint(nn.Module):
         f(x, z) = \mathrm{net}([x, z])
 
     :param torch.nn.Module net: maps rows of all features, flattened and in the order of the values.
-    :raises ValueError: if the values do not have the same number of rows.
+    :raises ValueError: if the values are no tensors with the same number of rows.
 
     Example::
 
@@ -97,14 +106,23 @@ class Joint(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
+        if not isinstance(net, nn.Module):
+            raise ValueError(f"`net` must be a module, was {net!r}")
         self.net = net
 
     def forward(self, *values: Tensor) -> Tensor:
         """Evaluate the network at values of shapes ``[N, *]``."""
+        if not all(isinstance(value, Tensor) and value.dim() for value in values):
+            names = [type(value).__name__ for value in values]
+            raise ValueError(f"`values` must be tensors of shapes [N, *], had {names}")
         rows = [len(value) for value in values]
         if len(set(rows)) != 1:
             raise ValueError(f"`values` must have the same number of rows, had {rows}")
-        return self.net(torch.cat([value.flatten(1) for value in values], -1))
+        kinds = {(str(value.device), value.layout) for value in values}
+        if len(kinds) != 1 or values[0].layout != torch.strided:
+            raise ValueError(f"`values` must be dense tensors on one device, had {kinds}")
+        flat = [value.flatten(1) if value.dim() > 1 else value.unsqueeze(1) for value in values]
+        return self.net(torch.cat(flat, -1))
 
 
 class Encoder(nn.Module):

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pyro_sig.nn._checks import Device, Dtype, positive_integer
+from pyro_sig.nn._checks import Device, Dtype, check_parameters, positive_integer
 from pyro_sig.nn._image_networks import ImageCritic, ImageGenerator, initialise, normalise
 
 __all__ = ["StackedDigitsCritic", "StackedDigitsGenerator"]
@@ -47,6 +47,7 @@ class StackedDigitsGenerator(ImageGenerator):
         dtype: Dtype = None,
     ) -> None:
         super().__init__()
+        check_parameters(device, dtype)
         self.noise_dim = positive_integer("noise_dim", noise_dim)
         maps = 64 * positive_integer("width", width)
         # A normalisation subtracts the mean: a bias before it would do nothing.
@@ -105,6 +106,7 @@ class StackedDigitsCritic(ImageCritic):
         dtype: Dtype = None,
     ) -> None:
         super().__init__()
+        check_parameters(device, dtype)
         maps = 8 * positive_integer("width", width)
         options: dict[str, Any] = {"bias": norm is None, "device": device, "dtype": dtype}
         self.image_shape = (3, 28, 28)
