@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pyro_sig.diagnostics._arguments import check_finite, check_flag, check_tensor
 from pyro_sig.diagnostics._streams import own_stream
 
 __all__ = [
@@ -32,20 +32,15 @@ def check_samples(
     x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y"), least: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Returns both samples as tensors of two dimensions, one floating dtype, on x's device."""
-    x, y = (torch.as_tensor(s) if isinstance(s, np.ndarray) else s for s in (x, y))
+    wanted = "a tensor of shape [count, D] or [count] and not empty, of real numbers"
+    x, y = (
+        check_tensor(name, s, wanted, lambda s: s.dim() in (1, 2) and 0 not in s.shape, arrays=True)
+        for name, s in zip(names, (x, y), strict=True)
+    )
     for name, sample in zip(names, (x, y), strict=True):
-        if not isinstance(sample, Tensor) or sample.dim() not in (1, 2) or 0 in sample.shape:
-            was = tuple(sample.shape) if isinstance(sample, Tensor) else type(sample).__name__
-            raise ValueError(
-                f"`{name}` must be a tensor of shape [count, D] or [count] and not empty, "
-                f"but was {was}."
-            )
         if len(sample) < least:
             raise ValueError(f"`{name}` must have at least {least} rows, but had {len(sample)}.")
-        if sample.is_complex():
-            raise ValueError(f"`{name}` must be real, but was {sample.dtype}.")
-        if not bool(torch.isfinite(sample).all()):
-            raise ValueError(f"`{name}` must be finite, but has NaN or infinite entries.")
+        check_finite(name, sample)
     x, y = (sample.unsqueeze(-1) if sample.dim() == 1 else sample for sample in (x, y))
     if x.shape[1] != y.shape[1]:
         raise ValueError(
@@ -145,6 +140,7 @@ def discrepancy(
     :param unbiased: leave the pairs of a row with itself out.
     :param at_zero: the kernel of a row with itself.
     """
+    check_flag("unbiased", unbiased)
     n, m = len(x), len(y)
     if unbiased and min(n, m) < 2:
         raise ValueError(

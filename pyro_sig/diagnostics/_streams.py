@@ -11,7 +11,7 @@ import pyro
 import torch
 
 from pyro_sig._random_state import preserved_random_state
-from pyro_sig.diagnostics._integers import check_count
+from pyro_sig.diagnostics._arguments import check_count
 
 
 def own_stream(name: str, seed: int) -> torch.Generator:
@@ -33,6 +33,9 @@ def random_state(seed: int | None) -> Iterator[None]:
     if seed is None:
         yield
         return
+    check_count("seed", seed, least=0)
+    if seed >= 2**32:  # numpy takes no larger one
+        raise ValueError(f"`seed` must be less than 2**32, but was {seed}.")
     with preserved_random_state():
         pyro.set_rng_seed(seed)
         yield

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_sig.diagnostics._arguments import check_count, check_share, describe
 from pyro_sig.diagnostics._samples import check_samples
 from pyro_sig.diagnostics._streams import own_stream
 from pyro_sig.diagnostics.permutation import TwoSampleTest
@@ -52,7 +52,7 @@ def c2st(
     :param seed: of the choice of rows and of the classifier; torch's global stream is left alone.
     :return: the accuracy and its p-value.
     :raises ValueError: if a shape does not fit, a sample is not finite or has less than two rows,
-        or ``held_out`` is not in (0, 1).
+        ``held_out`` is not in (0, 1), or ``classifier`` is no classifier.
 
     Source: D. Lopez-Paz and M. Oquab, "Revisiting Classifier Two-Sample Tests", 2017,
     https://arxiv.org/abs/1610.06545; the network as J.-M. Lueckmann et al., "Benchmarking
@@ -72,8 +72,15 @@ def c2st(
     from sklearn.neural_network import MLPClassifier
 
     x, y = check_samples(x, y, least=2)
-    if not (math.isfinite(held_out) and 0 < held_out < 1):
-        raise ValueError(f"`held_out` must be between 0 and 1, but was {held_out}.")
+    held_out = check_share("held_out", held_out)
+    check_count("seed", seed, least=0)
+    needed = ("fit", "predict", "get_params", "set_params")
+    is_estimator = all(hasattr(classifier, name) for name in needed)
+    if classifier is not None and (isinstance(classifier, type) or not is_estimator):
+        raise ValueError(
+            f"`classifier` must be a scikit-learn classifier or None, but was "
+            f"{describe(classifier)}."
+        )
     count = min(len(x), len(y))
     num_test = min(max(1, round(held_out * count)), count - 1)
     num_train = count - num_test
@@ -111,6 +118,11 @@ def c2st(
                 fitted.set_params(random_state=seed)
         fitted.fit(((train - mean) / spread).numpy(), train_labels.numpy())
         called = torch.as_tensor(fitted.predict(((test - mean) / spread).numpy()))
+    if called.shape != test_labels.shape:
+        raise ValueError(
+            f"`classifier` must predict one label for each of {len(test)} rows, but those "
+            f"had shape {tuple(called.shape)}."
+        )
     num_called_x = int((called == 1).sum())
     right = int(((called == 1) & (test_labels == 1)).sum())
     accuracy = (2 * right + num_test - num_called_x) / (2 * num_test)

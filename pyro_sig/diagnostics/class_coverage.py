@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_sig.diagnostics._integers import check_count
+from pyro_sig.diagnostics._arguments import check_count, check_tensor
 
 __all__ = ["ClassCoverage", "class_coverage"]
 
@@ -63,11 +63,12 @@ def class_coverage(classes: Tensor, num_classes: int) -> ClassCoverage:
         3
     """
     check_count("num_classes", num_classes, 1)
-    if classes.dim() != 1 or len(classes) == 0 or classes.is_floating_point():
-        raise ValueError(
-            f"`classes` must be integers of shape [n] with n > 0, was {classes.dtype} of shape "
-            f"{list(classes.shape)}"
-        )
+    classes = check_tensor(
+        "classes",
+        classes,
+        "integers of shape [n] with n > 0",
+        lambda x: x.dim() == 1 and len(x) > 0 and not x.is_floating_point(),
+    )
     low, high = int(classes.min()), int(classes.max())
     if low < 0 or high >= num_classes:
         raise ValueError(f"`classes` must lie in 0..{num_classes - 1}, was {low}..{high}")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_sig.diagnostics._integers import check_count
+from pyro_sig.diagnostics._arguments import check_count, check_generator
 from pyro_sig.diagnostics._samples import check_samples, row_blocks
 
 __all__ = ["KernelDistance", "frechet_distance", "kernel_distance"]
@@ -126,6 +126,7 @@ def kernel_distance(
     """
     real, fake = check_samples(real, fake, ("real", "fake"), least=4)
     check_count("num_subsets", num_subsets, least=2)
+    check_generator(generator)
     smaller = min(len(real), len(fake))
     if subset_size is None:
         subset_size = min(1000, smaller // 2)

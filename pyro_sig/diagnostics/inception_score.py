@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_sig.diagnostics._integers import check_count
+from pyro_sig.diagnostics._arguments import check_count, check_tensor
 
 __all__ = ["InceptionScore", "inception_score"]
 
@@ -60,21 +60,12 @@ def inception_score(probabilities: Tensor, num_splits: int = 10) -> InceptionSco
         >>> inception_score(torch.full((20, 4), 0.25)).mean  # no idea
         1.0
     """
-    if (
-        not isinstance(probabilities, Tensor)
-        or probabilities.dim() != 2
-        or 0 in probabilities.shape
-        or not probabilities.is_floating_point()
-    ):
-        was = (
-            f"{probabilities.dtype} of shape {tuple(probabilities.shape)}"
-            if isinstance(probabilities, Tensor)
-            else type(probabilities).__name__
-        )
-        raise ValueError(
-            f"`probabilities` must be a floating tensor of shape [N, C] and not empty, "
-            f"but was {was}."
-        )
+    probabilities = check_tensor(
+        "probabilities",
+        probabilities,
+        "a floating tensor of shape [N, C] and not empty",
+        lambda p: p.dim() == 2 and 0 not in p.shape and p.is_floating_point(),
+    )
     check_count("num_splits", num_splits)
     if num_splits > len(probabilities):
         raise ValueError(

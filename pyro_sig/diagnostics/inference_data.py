@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from pyro import poutine
 
+from pyro_sig.diagnostics._arguments import check_count
 from pyro_sig.diagnostics._arviz_labels import (
     export,
     label_pointwise,
@@ -18,7 +19,6 @@ from pyro_sig.diagnostics._arviz_labels import (
 )
 from pyro_sig.diagnostics._given_draws import Draws, check_tensors, split_chains
 from pyro_sig.diagnostics._guide_parameters import parameters_of, refuse_foreign_parameters
-from pyro_sig.diagnostics._integers import check_count
 from pyro_sig.diagnostics._program_draws import Runner, check_guides_differ
 from pyro_sig.diagnostics._program_sites import Call, Sites, describe_sites
 from pyro_sig.diagnostics._streams import random_state

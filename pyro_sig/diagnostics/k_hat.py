@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pyro_sig.diagnostics._arguments import check_flag, check_tensor
 from pyro_sig.diagnostics.importance import log_importance_weights
 from pyro_sig.diagnostics.pareto import k_hat_verdict, pareto_k_hat
 from pyro_sig.distributions.components import check_positive
@@ -101,6 +103,8 @@ def k_hat(
         'do not trust expectations, weighted or not'
     """
     check_positive("num_repeats", num_repeats)
+    check_positive("num_samples", num_samples)
+    check_flag("progress", progress)
     if num_samples < 50:
         raise ValueError(f"`num_samples` must be at least 50, to have a tail; was {num_samples}")
 
@@ -146,10 +150,17 @@ def effective_share(log_weights: Tensor) -> float:
         >>> effective_share(torch.zeros(10))
         1.0
     """
-    if log_weights.dim() != 1 or not len(log_weights) or not log_weights.max().isfinite():
+    log_weights = check_tensor(
+        "log_weights",
+        log_weights,
+        "of shape [S] and not empty",
+        lambda w: w.dim() == 1 and len(w) > 0,
+    )
+    largest = float(log_weights.max())
+    if not math.isfinite(largest):
         raise ValueError(
-            "`log_weights` must be of shape [S], not empty, and finite in some entry, was of shape "
-            f"{tuple(log_weights.shape)}"
+            "`log_weights` must be finite in some entry, and neither NaN nor plus infinity in any, "
+            f"but their maximum was {largest}."
         )
     log_weights = log_weights.double()
     log_size = 2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)

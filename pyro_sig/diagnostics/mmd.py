@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
@@ -10,6 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_sig.diagnostics._arguments import (
+    as_tensor,
+    check_choice,
+    check_number,
+    describe,
+    is_dense,
+)
 from pyro_sig.diagnostics._samples import (
     check_samples,
     discrepancy,
@@ -130,22 +136,19 @@ def _bandwidths(bandwidth: float | Sequence[float] | None, x: Tensor, y: Tensor)
     if bandwidth is None:
         median = median_distance(x, y)
         return [factor * median for factor in _FACTORS]
-    single = isinstance(bandwidth, Real) or (isinstance(bandwidth, Tensor) and not bandwidth.dim())
-    several: Any = [bandwidth] if single else bandwidth
-    try:
-        bandwidths = [float(h) for h in several]
-    except (TypeError, ValueError):
-        bandwidths = []
-    if not bandwidths or not all(math.isfinite(h) and h > 0 for h in bandwidths):
-        raise ValueError(
-            f"`bandwidth` must be a positive number or a sequence of them, but was {bandwidth!r}."
-        )
-    return bandwidths
+    several: Any = as_tensor(bandwidth)
+    if is_dense(several):
+        several = several.reshape(-1).tolist() if several.dim() < 2 else None
+    if isinstance(several, Real):
+        several = [several]
+    wanted = "a positive number or a sequence of them"
+    if not isinstance(several, Sequence) or isinstance(several, (str, bytes)) or not several:
+        raise ValueError(f"`bandwidth` must be {wanted}, but was {describe(bandwidth)}.")
+    return [check_number("bandwidth", h, wanted, lambda number: number > 0) for h in several]
 
 
 def _kernel(kernel: str, bandwidths: list[float]) -> Callable[[Tensor, Tensor], Tensor]:
-    if kernel not in ("rbf", "imq"):
-        raise ValueError(f"`kernel` must be 'rbf' or 'imq', but was {kernel!r}.")
+    check_choice("kernel", kernel, ("rbf", "imq"))
 
     def pairwise(rows: Tensor, columns: Tensor) -> Tensor:
         squares = distances(rows, columns).square()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pyro_sig.diagnostics._arguments import (
+    check_finite,
+    check_number,
+    check_positive_number,
+    check_tensor,
+)
 from pyro_sig.diagnostics._samples import check_samples, distances
 
 __all__ = ["ModeCoverage", "mode_coverage"]
@@ -87,14 +92,12 @@ def mode_coverage(
         ModeCoverage(captured=1 of 2, high_quality=1.0000, kl=0.7043)
     """
     samples, modes = (x.detach() for x in check_samples(samples, modes, ("samples", "modes")))
-    for name, number in (("std", std), ("num_std", num_std)):
-        if not (math.isfinite(number) and number > 0):
-            raise ValueError(f"`{name}` must be a positive number, but was {number}.")
+    std, num_std = check_positive_number("std", std), check_positive_number("num_std", num_std)
     num_samples, num_modes = len(samples), len(modes)
     if min_count is None:
         min_count = num_samples * min(0.02, 0.5 / num_modes)
-    elif not (math.isfinite(min_count) and min_count >= 0):
-        raise ValueError(f"`min_count` must be zero or positive, but was {min_count}.")
+    else:
+        min_count = check_number("min_count", min_count, "zero or positive", lambda x: x >= 0)
 
     counts = _high_quality_counts(samples, modes, num_std * std)
     # Double: a count above 2^24 has no exact float.
@@ -121,13 +124,13 @@ def mode_coverage(
 def _check_weights(weights: Tensor | None, num_modes: int) -> Tensor:
     if weights is None:
         return torch.full((num_modes,), 1 / num_modes, dtype=torch.double)
-    weights = torch.as_tensor(weights).detach().to(device="cpu", dtype=torch.double)
-    if weights.shape != (num_modes,):
-        raise ValueError(
-            f"`weights` must have shape ({num_modes},), one for each mode, "
-            f"but was {tuple(weights.shape)}."
-        )
-    if not bool((torch.isfinite(weights) & (weights > 0)).all()):
+    if isinstance(weights, (list, tuple)) and all(isinstance(w, (int, float)) for w in weights):
+        weights = torch.tensor(weights, dtype=torch.double)
+    wanted = f"of shape ({num_modes},), one for each mode"
+    weights = check_tensor("weights", weights, wanted, lambda w: w.shape == (num_modes,), True)
+    weights = weights.detach().to(device="cpu", dtype=torch.double)
+    check_finite("weights", weights)
+    if not bool((weights > 0).all()):
         raise ValueError(f"`weights` must be positive and finite, but was {weights.tolist()}.")
     return weights / weights.sum()
 

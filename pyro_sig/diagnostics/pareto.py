@@ -8,6 +8,8 @@ import torch
 from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
+from pyro_sig.diagnostics._arguments import check_tensor
+
 __all__ = ["k_hat_verdict", "pareto_k_hat"]
 
 _LEAST_TAIL = 10
@@ -42,11 +44,12 @@ def pareto_k_hat(log_weights: Tensor) -> float:
         >>> abs(pareto_k_hat(log_weights) - 1 / 2) < 0.25  # 5 standard errors
         True
     """
-    if log_weights.dim() != 1 or len(log_weights) < 50:
-        raise ValueError(
-            "`log_weights` must be of shape [S] with at least 50 draws, was of shape "
-            f"{tuple(log_weights.shape)}"
-        )
+    log_weights = check_tensor(
+        "log_weights",
+        log_weights,
+        "of shape [S] with at least 50 draws",
+        lambda w: w.dim() == 1 and len(w) >= 50,
+    )
     if log_weights.isnan().any() or (log_weights == math.inf).any():
         raise ValueError("`log_weights` must not be NaN or plus infinity, were in some entries")
     if log_weights.max() == -math.inf:

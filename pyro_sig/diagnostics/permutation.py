@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_sig.diagnostics._integers import check_count
+from pyro_sig.diagnostics._arguments import check_count, check_generator
 from pyro_sig.diagnostics._samples import row_blocks
 
 __all__ = ["TwoSampleTest"]
@@ -54,10 +54,7 @@ def relabellings(
     are the largest thing that a test holds.
     """
     check_count("num_permutations", num_permutations)
-    if not (generator is None or isinstance(generator, torch.Generator)):
-        raise ValueError(
-            f"`generator` must be a torch.Generator or None, but was {type(generator).__name__}."
-        )
+    check_generator(generator)
     num_rows = num_x + num_y
     source = device if generator is None else generator.device
     labels = torch.zeros(1 + num_permutations, num_rows, dtype=torch.bool, device=device)

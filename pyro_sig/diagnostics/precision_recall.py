@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_sig.diagnostics._integers import check_count
+from pyro_sig.diagnostics._arguments import check_count
 from pyro_sig.diagnostics._samples import check_samples, distances, row_blocks
 
 __all__ = ["PrecisionRecall", "precision_recall_density_coverage"]

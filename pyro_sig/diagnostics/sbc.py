@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import torch
@@ -13,6 +14,17 @@ from pyro.distributions import Unit
 from torch import Tensor
 
 from pyro_sig._release import Release
+from pyro_sig.diagnostics._arguments import (
+    as_tensor,
+    check_callable,
+    check_flag,
+    check_generator,
+    check_mapping,
+    check_share,
+    check_tensor,
+    describe,
+    is_dense,
+)
 from pyro_sig.diagnostics._rank_plot import plot_ranks, short_p_value
 from pyro_sig.diagnostics._streams import random_state
 from pyro_sig.diagnostics.uniformity import check_ranks, uniformity_test
@@ -129,8 +141,7 @@ class SBC:
         :return: a matplotlib ``Figure``.
         :raises ValueError: if ``level`` is not between 0 and 1.
         """
-        if not 0 < level < 1:
-            raise ValueError(f"`level` must be between 0 and 1, but was {level}.")
+        level = check_share("level", level)
         if columns is not None:
             check_positive("columns", columns)
         flat = {name: ranks.reshape(len(ranks), -1) for name, ranks in self.ranks.items()}
@@ -221,14 +232,15 @@ def sbc(
         z               1  ...
     """
     check_positive("num_simulations", num_simulations)
-    for name, function in (("model", model), ("posterior", posterior)):
-        if not callable(function):
-            raise ValueError(f"`{name}` must be callable, but was {type(function).__name__}.")
-    quantities = dict(quantities or {})
+    check_callable("model", model)
+    check_callable("posterior", posterior, "callable, a function of the observations")
+    check_flag("progress", progress)
+    quantities = {} if quantities is None else quantities
+    check_mapping("quantities", quantities, "functions")
     for name, quantity in quantities.items():
         if not callable(quantity):
             raise ValueError(
-                f"`quantities` must be functions, but {name!r} was {type(quantity).__name__}."
+                f"`quantities` must be functions, but {name!r} was {describe(quantity)}."
             )
 
     from tqdm.auto import tqdm
@@ -285,10 +297,9 @@ def sbc_ranks(truths: Tensor, draws: Tensor, generator: torch.Generator | None =
         tensor([2])
     """
     for name, values in (("truths", truths), ("draws", draws)):
-        if not isinstance(values, Tensor):
-            raise ValueError(f"`{name}` must be a tensor, but was {type(values).__name__}.")
-        if values.isnan().any():
+        if check_tensor(name, values, "a tensor of real numbers").isnan().any():
             raise ValueError(f"`{name}` must not be NaN, but was in some entries.")
+    check_generator(generator)
     fits = truths.dim() >= 1 and draws.dim() == truths.dim() + 1 and draws.shape[1] >= 1
     if not fits or draws.shape[:1] + draws.shape[2:] != truths.shape:
         raise ValueError(
@@ -388,7 +399,13 @@ def _check_draws(draws: Any, truths: Values, num_draws: int) -> Values:
         )
     checked = {}
     for name, truth in truths.items():
-        values = torch.as_tensor(draws[name]).detach().to(truth.device)
+        values = as_tensor(draws[name])
+        if not is_dense(values):
+            raise ValueError(
+                f"`posterior` must return draws that are tensors, but {name!r} was "
+                f"{describe(values)}."
+            )
+        values = values.detach().to(truth.device)
         shape = tuple(truth.shape)
         # A plate may leave dimensions of size one that the draws lack, or the other way round.
         if values.dim() == 0 or _squeezed(values.shape[1:]) != _squeezed(shape):
@@ -419,11 +436,14 @@ def _evaluate(
     for latents in [truths] + [
         {site: values[draw] for site, values in draws.items()} for draw in range(num_draws)
     ]:
-        value = torch.as_tensor(quantity(latents, observations)).detach()
-        if value.numel() != 1 or bool(value.isnan()):
-            was = f"of shape {tuple(value.shape)}" if value.numel() != 1 else "NaN"
-            raise ValueError(f"`quantities` must be scalars, but {name!r} was {was}.")
-        results.append(value.reshape(()))
+        value = as_tensor(quantity(latents, observations))
+        if isinstance(value, Real):
+            value = torch.as_tensor(value)
+        if not is_dense(value) or value.numel() != 1:
+            raise ValueError(f"`quantities` must be scalars, but {name!r} was {describe(value)}.")
+        if bool(value.isnan()):
+            raise ValueError(f"`quantities` must be scalars, but {name!r} was NaN.")
+        results.append(value.detach().reshape(()))
     values = torch.stack(results)
     return values[0], values[1:]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_sig.diagnostics._integers import check_count
+from pyro_sig.diagnostics._arguments import check_count
 from pyro_sig.diagnostics._samples import check_samples
 from pyro_sig.diagnostics._streams import own_stream
 from pyro_sig.diagnostics.permutation import TwoSampleTest, rank, relabellings

@@ -13,13 +13,23 @@ so that a block of it is four matrix products.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pyro_sig.diagnostics._arguments import (
+    check_callable,
+    check_choice,
+    check_finite,
+    check_flag,
+    check_generator,
+    check_positive_number,
+    check_tensor,
+    describe,
+    is_dense,
+)
 from pyro_sig.distributions.components import check_positive
 
 __all__ = ["SteinTest", "kernel_stein_discrepancy", "kernel_stein_test"]
@@ -102,6 +112,7 @@ def kernel_stein_discrepancy(
         >>> bool(kernel_stein_discrepancy(samples + 1, standard.log_prob) > 0.5)
         True
     """
+    check_flag("unbiased", unbiased)
     points, scores = _check_points(samples, log_prob, score)
     num_points = len(points)
     if unbiased and num_points < 2:
@@ -166,6 +177,7 @@ def kernel_stein_test(
         0.01
     """
     check_positive("num_bootstraps", num_bootstraps)
+    check_generator(generator)
     points, scores = _check_points(samples, log_prob, score)
     num_points = len(points)
     if num_points < 2:
@@ -201,27 +213,24 @@ def kernel_stein_test(
 def _check_points(
     samples: Tensor, log_prob: LogProb | None, score: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    if not isinstance(samples, Tensor) or samples.dim() not in (1, 2) or 0 in samples.shape:
-        given = tuple(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
-        raise ValueError(
-            f"`samples` must be a tensor of shape [N, D] or [N] and not empty, but was {given}."
-        )
-    samples = samples.detach()
-    if not samples.dtype.is_floating_point:
-        raise ValueError(f"`samples` must be floating point, but was of {samples.dtype}.")
-    if not bool(torch.isfinite(samples).all()):
-        raise ValueError("`samples` must be finite, but has NaN or infinite entries.")
+    samples = check_tensor(
+        "samples",
+        samples,
+        "a tensor of shape [N, D] or [N] and not empty, of floating point",
+        lambda x: x.dim() in (1, 2) and 0 not in x.shape and x.is_floating_point(),
+    ).detach()
+    check_finite("samples", samples)
     if (log_prob is None) == (score is None):
         both = "neither" if score is None else "both"
         raise ValueError(f"`log_prob` or `score` must be given, one of the two, but {both} was.")
     if log_prob is not None:
         score = _differentiate(log_prob, samples)
-    if not isinstance(score, Tensor) or score.shape != samples.shape:
-        what = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
-        raise ValueError(
-            f"`score` must be a tensor of the shape of `samples`, {tuple(samples.shape)}, "
-            f"but was {what}."
-        )
+    score = check_tensor(
+        "score",
+        score,
+        f"a tensor of the shape of `samples`, {tuple(samples.shape)}",
+        lambda x: x.shape == samples.shape,
+    )
     if not bool(torch.isfinite(score).all()):
         name = "score" if log_prob is None else "log_prob"
         be = "be" if log_prob is None else "have a gradient that is"
@@ -234,19 +243,14 @@ def _check_points(
 
 
 def _differentiate(log_prob: LogProb, samples: Tensor) -> Tensor:
-    if not callable(log_prob):
-        raise ValueError(
-            f"`log_prob` must be a function of the samples, but was {type(log_prob).__name__}: "
-            "pass its gradient as `score`."
-        )
+    check_callable("log_prob", log_prob, "a function of the samples (pass its gradient as `score`)")
     with torch.enable_grad():
         points = samples.clone().requires_grad_()
         values = log_prob(points)
-        if not isinstance(values, Tensor) or values.shape != samples.shape[:1]:
-            was = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        if not is_dense(values) or values.shape != samples.shape[:1]:
             raise ValueError(
                 f"`log_prob` must return a tensor of shape [{len(samples)}], one value for each "
-                f"sample, but returned {was}."
+                f"sample, but returned {describe(values)}."
             )
         if not values.requires_grad:
             raise ValueError("`log_prob` must be differentiable, but had no gradient.")
@@ -255,9 +259,7 @@ def _differentiate(log_prob: LogProb, samples: Tensor) -> Tensor:
 
 def _bandwidth(points: Tensor, bandwidth: float | None) -> float:
     if bandwidth is not None:
-        if not (math.isfinite(bandwidth) and bandwidth > 0):
-            raise ValueError(f"`bandwidth` must be a positive number, but was {bandwidth}.")
-        return float(bandwidth)
+        return check_positive_number("bandwidth", bandwidth)
     # Evenly spaced, so that equal calls give equal results.
     count = min(len(points), _MEDIAN_ROWS)
     chosen = torch.linspace(0, len(points) - 1, count, dtype=torch.double).round().long()
@@ -274,8 +276,7 @@ def _stein_blocks(points: Tensor, scores: Tensor, kernel: str, width: float) -> 
 
     A block of b rows starts in the column of its first row, so its first b columns are square.
     """
-    if kernel not in ("imq", "rbf"):
-        raise ValueError(f'`kernel` must be "imq" or "rbf", but was {kernel!r}.')
+    check_choice("kernel", kernel, ("imq", "rbf"))
     num_points, dim = points.shape
     squares, along = points.square().sum(-1), (scores * points).sum(-1)
     start = 0

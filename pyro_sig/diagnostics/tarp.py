@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_sig.diagnostics._arguments import check_finite, check_share, check_tensor
 from pyro_sig.diagnostics._rank_plot import plot_ranks, short_p_value
 from pyro_sig.diagnostics._streams import own_stream
 from pyro_sig.diagnostics.sbc import sbc_ranks
@@ -72,6 +73,7 @@ class TARP:
         :return: a matplotlib ``Figure``.
         :raises ValueError: if ``level`` is not between 0 and 1.
         """
+        level = check_share("level", level)
         return plot_ranks(
             {"": self.ranks.unsqueeze(-1)},
             self.num_draws,
@@ -146,19 +148,14 @@ def tarp(
         uniform = torch.rand(truths.shape, generator=generator, dtype=torch.double)
         references = low + (high - low) * uniform.to(truths)
     else:
-        if not isinstance(references, Tensor) or references.numel() != truths.numel():
-            was = (
-                tuple(references.shape)
-                if isinstance(references, Tensor)
-                else type(references).__name__
-            )
-            raise ValueError(
-                f"`references` must be a tensor of the shape of the truths, "
-                f"{tuple(truths.shape)}, but was {was}."
-            )
+        references = check_tensor(
+            "references",
+            references,
+            f"a tensor of the shape of the truths, {tuple(truths.shape)}",
+            lambda x: x.numel() == truths.numel(),
+        )
+        check_finite("references", references)
         references = references.detach().reshape(truths.shape).to(truths)
-        if not bool(torch.isfinite(references).all()):
-            raise ValueError("`references` must be finite, but has NaN or infinite entries.")
     scale = rows.std(0)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     size = max(1, _CHUNK_ELEMENTS // everything[0].numel())
@@ -173,10 +170,7 @@ def tarp(
 
 def _check_draws(truths: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
     for name, values in (("truths", truths), ("draws", draws)):
-        if not isinstance(values, Tensor):
-            raise ValueError(f"`{name}` must be a tensor, but was {type(values).__name__}.")
-        if not bool(torch.isfinite(values).all()):
-            raise ValueError(f"`{name}` must be finite, but has NaN or infinite entries.")
+        check_finite(name, check_tensor(name, values, "a tensor of real numbers"))
     if truths.dim() not in (1, 2) or truths.numel() == 0:
         raise ValueError(
             f"`truths` must be of shape [N, D] or [N], not empty, but was {tuple(truths.shape)}."

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_sig.diagnostics._arguments import check_share, describe, is_dense
 from pyro_sig.distributions.components import check_positive
 
 __all__ = ["EcdfBands", "UniformityTest", "ecdf_bands", "uniformity_test"]
@@ -141,8 +142,7 @@ def ecdf_bands(
     """
     check_positive("num_ranks", num_ranks)
     _check_numbers(num_draws, num_points, num_simulations)
-    if not 0 < level < 1:
-        raise ValueError(f"`level` must be between 0 and 1, but was {level}.")
+    level = check_share("level", level)
     cuts = _cuts(num_draws, num_points)
     lower, upper = np.empty(len(cuts)), np.empty(len(cuts))
     for i, tails in enumerate(_tails(num_ranks, cuts, num_draws)):
@@ -166,10 +166,11 @@ def _check_numbers(num_draws: int, num_points: int, num_simulations: int) -> Non
 
 
 def check_ranks(name: str, ranks: Tensor, num_draws: int) -> None:
-    if not isinstance(ranks, Tensor) or ranks.dim() == 0 or ranks.numel() == 0:
-        was = tuple(ranks.shape) if isinstance(ranks, Tensor) else type(ranks).__name__
-        raise ValueError(f"`{name}` must be a tensor of shape [N, *], not empty, but was {was}.")
-    if ranks.dtype.is_floating_point or ranks.dtype.is_complex or ranks.dtype is torch.bool:
+    if not is_dense(ranks) or ranks.dim() == 0 or ranks.numel() == 0:
+        raise ValueError(
+            f"`{name}` must be a tensor of shape [N, *], not empty, but was {describe(ranks)}."
+        )
+    if ranks.dtype.is_floating_point or ranks.dtype is torch.bool:
         raise ValueError(f"`{name}` must be integers, but was of {ranks.dtype}.")
     least, largest = int(ranks.min()), int(ranks.max())
     if least < 0 or largest > num_draws:

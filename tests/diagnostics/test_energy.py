@@ -107,7 +107,7 @@ def test_device():
         ({"x": torch.zeros(3, 2, 2)}, r"`x` must be a tensor of shape.*\(3, 2, 2\)"),
         ({"y": torch.zeros(0, 2)}, r"`y`.*not empty.*\(0, 2\)"),
         ({"x": [1.0]}, r"`x` must be a tensor.*list"),
-        ({"x": torch.zeros(4, 2, dtype=torch.cfloat)}, r"`x` must be real.*complex64"),
+        ({"x": torch.zeros(4, 2, dtype=torch.cfloat)}, r"`x` must be .*of real numbers.*complex64"),
         ({"y": torch.full((5, 2), math.nan)}, r"`y` must be finite"),
         ({"y": torch.zeros(5, 3)}, r"`y` must have as many columns as `x`, 2, but had 3"),
     ],

@@ -139,7 +139,7 @@ def test_cuda_agrees():
         ({"std": 0.0}, r"`std` must be a positive number, but was 0\.0"),
         ({"num_std": math.nan}, r"`num_std` must be a positive number"),
         ({"min_count": -1}, r"`min_count` must be zero or positive, but was -1"),
-        ({"weights": torch.ones(3)}, r"`weights` must have shape \(25,\).*\(3,\)"),
+        ({"weights": torch.ones(3)}, r"`weights` must be of shape \(25,\).*\(3,\)"),
         ({"weights": torch.zeros(25)}, r"`weights` must be positive"),
     ],
 )

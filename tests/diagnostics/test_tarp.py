@@ -136,7 +136,7 @@ def test_cuda_agrees():
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"truths": [1.0]}, r"`truths` must be a tensor, but was list"),
+        ({"truths": [1.0]}, r"`truths` must be a tensor of real numbers, but was list"),
         ({"truths": torch.zeros(5, 2, 2)}, r"`truths` must be of shape.*\(5, 2, 2\)"),
         ({"truths": torch.full((5, 2), math.nan)}, r"`truths` must be finite"),
         ({"draws": torch.full((5, 9, 2), math.inf)}, r"`draws` must be finite"),
@@ -145,7 +145,7 @@ def test_cuda_agrees():
         ({"draws": torch.zeros(5, 0, 2)}, r"`draws` must be of shape.*\(5, 0, 2\)"),
         ({"references": torch.zeros(5, 3)}, r"`references` must be.*\(5, 2\), but was \(5, 3\)"),
         ({"seed": -1}, r"`seed` must be an integer of at least 0, but was -1"),
-        ({"references": 1.0}, r"`references` must be a tensor.*float"),
+        ({"references": 1.0}, r"`references` must be a tensor.* was 1"),
         ({"references": torch.full((5, 2), math.nan)}, r"`references` must be finite"),
     ],
 )
