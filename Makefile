@@ -51,7 +51,6 @@ test-faults: $(BASE)  ## kill runs at random moments and try wrong calls; prints
 test-wheel: $(call TOOL_STAMP,dist)  ## build wheel and sdist, and test the wheel where the repository is not to be seen
 	rm -rf dist build/wheel && mkdir -p build/wheel
 	$(PY) -m build --outdir dist .
-	$(PY) -m twine check --strict dist/*
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/python -m pip install --quiet -c $(CONSTRAINTS) $(TORCH_PIP) torch
 	build/wheel/venv/bin/python -m pip install --quiet -c $(CONSTRAINTS) "$$(ls dist/*.whl)[test,examples]"
