@@ -213,7 +213,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--methods", default="dcgan,dcgan-si", help="comma list")
+    parser.add_argument("--methods", default="dcgan,dcgan-r1-si", help="comma list")
     parser.add_argument("--networks", default="paper", choices=("paper", "dcgan"))
     parser.add_argument("--size", default="m", choices=WIDTHS, help="of the networks")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds")

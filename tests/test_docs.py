@@ -42,7 +42,7 @@ def test_every_public_name_is_on_an_api_page():
     assert not missing
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/examples.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/examples.md", "examples/README.md"])
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_example_is_named(page, example):
     assert example in (ROOT / page).read_text()
