@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pyro.distributions as dist
@@ -33,7 +33,7 @@ def describe(value: object) -> str:
 # -------------------------------------------------------------------------------------- the tensors
 
 
-def is_dense(value: object) -> bool:
+def is_dense(value: object) -> TypeGuard[Tensor]:
     """Tells a tensor whose entries are real numbers, each with its place in memory."""
     return (
         isinstance(value, Tensor)
@@ -82,7 +82,7 @@ def check_finite(name: str, tensor: Tensor) -> None:
 
 def check_count(name: str, value: object, least: int = 1) -> None:
     """Raises unless ``value`` is an integer of at least ``least``."""
-    if isinstance(value, bool) or not (isinstance(value, Integral) and value >= least):
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         raise ValueError(
             f"`{name}` must be an integer of at least {least}, but was {describe(value)}."
         )
@@ -128,8 +128,12 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 def check_flag(name: str, value: object) -> None:
     """Raises unless ``value`` is True or False: almost anything else counts as true in an if."""
-    if not (isinstance(value, (bool, np.bool_, int)) and value in (0, 1)):
+    if not is_flag(value):
         raise ValueError(f"`{name}` must be True or False, but was {describe(value)}.")
+
+
+def is_flag(value: object) -> bool:
+    return isinstance(value, (bool, np.bool_, int)) and value in (0, 1)
 
 
 def check_generator(generator: object) -> None:
@@ -139,14 +143,19 @@ def check_generator(generator: object) -> None:
         )
 
 
-def check_callable(name: str, value: object, wanted: str = "callable, a Pyro program") -> None:
-    """Raises for what cannot be run as a program is.
+def check_callable(name: str, value: object, wanted: str = "callable") -> None:
+    """Raises for what cannot be run as a program is."""
+    if not is_program(value):
+        raise ValueError(f"`{name}` must be {wanted}, but was {describe(value)}.")
+
+
+def is_program(value: object) -> TypeGuard[Callable[..., Any]]:
+    """Tells what can be run as a program is.
 
     A class makes an instance and a distribution draws a sample when they are called: neither is
     what the caller meant.
     """
-    if not callable(value) or isinstance(value, (type, dist.Distribution)):
-        raise ValueError(f"`{name}` must be {wanted}, but was {describe(value)}.")
+    return callable(value) and not isinstance(value, (type, dist.Distribution))
 
 
 def check_mapping(name: str, value: object, of: str) -> None:
@@ -160,10 +169,16 @@ def check_mapping(name: str, value: object, of: str) -> None:
 
 def check_names(name: str, value: Any) -> list[str]:
     """Returns a sequence of names as a list; a single name is none."""
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    several = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Tensor))
-    names: list[Any] = list(value) if several else [value]
-    if not (several and all(isinstance(one, str) for one in names)):
+    names = as_list(value)
+    if names is None or not all(isinstance(one, str) for one in names):
         raise ValueError(f"`{name}` must be a sequence of names, but was {describe(value)}.")
     return names
+
+
+def as_list(value: Any) -> list[Any] | None:
+    """Returns the entries of a sequence, but not those of a text; None of what is no sequence."""
+    if isinstance(value, np.ndarray) or (is_dense(value) and value.dim()):
+        return value.tolist() if value.ndim else None
+    if isinstance(value, (str, bytes, Tensor)) or not isinstance(value, Iterable):
+        return None
+    return list(value)

@@ -5,7 +5,7 @@ Everything is a plain dict of groups of numpy arrays; only ``_build`` knows Arvi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from pyro_sig import __version__
-from pyro_sig.diagnostics._program_sites import Sites
+from pyro_sig.diagnostics._arguments import as_list, check_mapping, describe
+from pyro_sig.diagnostics._program_sites import RESERVED_DIMS, Sites
 
 
 def to_numpy(value: Tensor | np.ndarray) -> np.ndarray:
@@ -62,10 +63,66 @@ def label_pointwise(
     return left, dims, coords
 
 
+def check_labels(coords: Any, dims: Any, attrs: Any) -> tuple[Any, Any, Any]:
+    """Returns names of dimensions, their coordinates and attributes as dicts of lists and values.
+
+    :raises ValueError: if they are not of this kind.
+    """
+    found = []
+    for argument, of, given in (("coords", "sequences", coords), ("dims", "sequences", dims)):
+        given = {} if given is None else given
+        check_mapping(argument, given, of)
+        lists = {}
+        for name, values in given.items():
+            entries = lists[name] = as_list(values)
+            if entries is None or not all(isinstance(x, Hashable) for x in entries):
+                raise ValueError(
+                    f"`{argument}` must hold sequences, one value for each place, but {name!r} was "
+                    f"{describe(values)}."
+                )
+            if argument == "dims" and not all(isinstance(one, str) for one in entries):
+                raise ValueError(
+                    f"`dims` must hold sequences of names, but {name!r} was {describe(values)}."
+                )
+        found.append(lists)
+    attrs = {} if attrs is None else attrs
+    check_mapping("attrs", attrs, "values")
+    return found[0], found[1], attrs
+
+
+def _check_sizes(
+    groups: Mapping[str, Mapping[str, np.ndarray]],
+    coords: Mapping[str, Sequence[Any]],
+    dims: Mapping[str, Sequence[str]],
+    pointwise: Mapping[str, Sequence[str]],
+) -> None:
+    """Refuses dimensions that a variable lacks, or that have another size than elsewhere."""
+    for group, arrays in groups.items():
+        sizes = {name: (len(values), "its coordinates") for name, values in coords.items()}
+        named = {**dims, **pointwise} if group == "log_likelihood" else dims
+        for name, array in arrays.items():
+            names = list(named.get(name, ()))
+            shape = array.shape if group == "observed_data" else array.shape[2:]
+            # A log-likelihood has none of the dimensions of an event.
+            most = max(len(names), len(shape)) if group == "log_likelihood" else len(shape)
+            if len(names) > most or len({*names, *RESERVED_DIMS}) < len(names) + 2:
+                raise ValueError(
+                    f"`dims` must name the {len(shape)} dimensions of {name!r} at most, no two "
+                    f"alike and none {' or '.join(map(repr, RESERVED_DIMS))}, but was {names}."
+                )
+            for dim, size in zip(names, shape, strict=False):
+                expected, source = sizes.setdefault(dim, (size, f"{name!r}"))
+                if size != expected:
+                    raise ValueError(
+                        f"`dims` and `coords` must give every dimension one size, but {dim!r} had "
+                        f"{expected} for {source} and {size} for {name!r}."
+                    )
+
+
 def export(
     arrays: Mapping[str, Mapping[str, np.ndarray]],
     *,
-    coords: Mapping[str, Sequence[Any]] | None,
+    coords: Mapping[str, Sequence[Any]],
     dims: Mapping[str, Sequence[str]],
     attrs: Mapping[str, Any],
     pointwise: Mapping[str, Sequence[str]] | None = None,
@@ -85,10 +142,11 @@ def export(
             "There is nothing to export: neither draws nor observed data outside of subsampled "
             "plates."
         )
+    _check_sizes(groups, coords, dims, pointwise or {})
     exported = {name for values in groups.values() for name in values}
     data = _build(
         groups,
-        coords={name: list(values) for name, values in (coords or {}).items()},
+        coords={name: list(values) for name, values in coords.items()},
         dims={name: list(names) for name, names in dims.items() if name in exported},
         pointwise={name: list(names) for name, names in (pointwise or {}).items()},
     )

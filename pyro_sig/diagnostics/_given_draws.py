@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyro.poutine.condition_messenger import ConditionMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_sig.diagnostics._arguments import as_tensor, check_mapping, describe, is_dense
 from pyro_sig.diagnostics._program_sites import Call
 
 Draws = Mapping[str, "Tensor | np.ndarray"]
@@ -26,31 +28,52 @@ def count_draws(argument: str, draws: Mapping[str, Tensor]) -> int:
 
 
 def check_tensors(argument: str, values: Draws) -> None:
-    if not isinstance(values, Mapping):
-        raise ValueError(
-            f"`{argument}` must be a dict of tensors by name, but was {type(values).__name__}."
-        )
+    check_mapping(argument, values, "tensors")
     for name, value in values.items():
-        if not isinstance(value, (Tensor, np.ndarray)):
+        # Data may be words.
+        if not (is_dense(as_tensor(value)) or is_words(value)):
             raise ValueError(
-                f"`{argument}` must hold tensors or arrays, "
-                f"but {name!r} was {type(value).__name__}."
+                f"`{argument}` must hold tensors or arrays of real numbers, but {name!r} was "
+                f"{describe(value)}."
             )
+
+
+def is_words(value: object) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "US"
+
+
+def tensors_of(argument: str, values: Any) -> dict[str, Tensor]:
+    """Returns a dict of tensors or arrays of finite numbers as one of tensors.
+
+    :raises ValueError: if it is none.
+    """
+    check_tensors(argument, values)
+    found = {}
+    for name, value in values.items():
+        if is_words(value):
+            raise ValueError(f"`{argument}` must hold numbers, but {name!r} was {describe(value)}.")
+        found[name] = tensor = as_tensor(value)
+        num_bad = int((~tensor.isfinite()).sum())
+        if num_bad:
+            raise ValueError(
+                f"`{argument}` must be finite, but {name!r} was infinite or NaN in {num_bad} of "
+                f"{tensor.numel()} entries."
+            )
+    return found
+
+
+def floating_at(value: Tensor, fn: Any) -> Tensor:
+    """Makes integers floating point where a continuous law has none."""
+    integers = fn.has_rsample and not value.is_floating_point()
+    return value.to(torch.get_default_dtype()) if integers else value
 
 
 def split_chains(
     model: Callable[..., Any], call: Call, argument: str, draws: Draws
 ) -> list[dict[str, Tensor]]:
     """Reads draws of shape ``[draws, *]`` or ``[chains, draws, *]``, chain by chain."""
-    tensors = {name: torch.as_tensor(value) for name, value in draws.items()}
-    for name, value in tensors.items():
-        num_bad = int((~value.isfinite()).sum())
-        if num_bad:
-            raise ValueError(
-                f"`{argument}` must be finite, but {name!r} was infinite or NaN in {num_bad} of "
-                f"{value.numel()} entries."
-            )
-    first = _FirstDraw(argument, tensors)
+    tensors = tensors_of(argument, draws)
+    first = _FirstDraw(argument, tensors)  # which makes integers floating point
     trace: Any = call.trace(first(model))
     unknown = [n for n in tensors if n not in first.leads and n not in trace.nodes]
     observed = [n for n in tensors if n not in first.leads and n not in unknown]
@@ -74,13 +97,38 @@ def split_chains(
     return chains
 
 
+class Given(ConditionMessenger):
+    """Conditions on values, and refuses one of another shape before the program goes on with it.
+
+    :param argument: that the values are an error of.
+    :param values: by site.
+    """
+
+    def __init__(self, argument: str, values: Mapping[str, Tensor]) -> None:
+        self.argument, self.values = argument, dict(values)
+        super().__init__(self.values)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name, fn = msg["name"], msg["fn"]
+        if name in self.values:
+            value = self.values[name] = floating_at(self.values[name], fn)
+            shape = tuple(fn.batch_shape + fn.event_shape)
+            # One that is broadcast would be scored as often as it has copies.
+            if value.numel() != int(np.prod(shape)):
+                raise ValueError(
+                    f"`{self.argument}` must hold {name!r} in its shape {shape}, but that was "
+                    f"{tuple(value.shape)}."
+                )
+        super()._pyro_sample(msg)
+
+
 class _FirstDraw(Messenger):
     """Conditions on the first of given draws, and finds what leads the shape of each.
 
     The site knows its own shape; what is left of it in front counts chains and draws.
     """
 
-    def __init__(self, argument: str, draws: Mapping[str, Tensor]) -> None:
+    def __init__(self, argument: str, draws: dict[str, Tensor]) -> None:
         super().__init__()
         self.argument = argument
         self.draws = draws
@@ -90,7 +138,7 @@ class _FirstDraw(Messenger):
         name, fn = msg["name"], msg["fn"]
         if name not in self.draws or msg["is_observed"]:
             return
-        value = self.draws[name]
+        value = self.draws[name] = floating_at(self.draws[name], fn)
         shape = tuple(fn.batch_shape + fn.event_shape)
         lead = tuple(value.shape[: max(0, value.dim() - len(shape))])
         # Predictive pads what is outside of the plates by dimensions of size 1.

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_sig.diagnostics._own_draws import refuse_shared_draws
 
 # Dimensions that ArviZ gives a meaning to.
-_RESERVED_DIMS = ("chain", "draw")
+RESERVED_DIMS = ("chain", "draw")
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class Sites:
     # Sites without a density, in the model and in the guide.
     unscored: list[str] = field(default_factory=list)
     unscored_guide: list[str] = field(default_factory=list)
+    # What the guide draws and the model does not know.
+    foreign: list[str] = field(default_factory=list)
     # Why the joint weight of a draw would be biased.
     bias: str | None = None
 
@@ -162,13 +164,19 @@ def describe_sites(
             if axis < num_batch and plate is None and size == 1:
                 singletons.append(axis)
             else:
-                names.append(f"{plate}_plate" if plate in _RESERVED_DIMS else plate)
+                names.append(f"{plate}_plate" if plate in RESERVED_DIMS else plate)
                 if axis < num_batch and plate is None and name not in sites.deterministic:
                     sites.unplated[name] = size
         sites.plates[name] = names
         sites.singletons[name] = tuple(singletons)
         sites.event_dims[name] = site["fn"].event_dim
 
+    if guide_trace is not None:
+        sites.foreign = [
+            name
+            for name, site in sample_sites(guide_trace)
+            if name not in trace.nodes and not site["infer"].get("_deterministic")
+        ]
     traces = [trace] if guide_trace is None else [trace, guide_trace]
     depths = [
         -frame.dim

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_sig.diagnostics._arguments import as_tensor, check_names, describe, is_dense
 from pyro_sig.diagnostics._given_draws import count_draws
 
 __all__ = ["draw_matrix"]
@@ -35,10 +36,21 @@ def draw_matrix(draws: Any, sites: Sequence[str] | None = None) -> Tensor:
     if isinstance(draws, Mapping) and all(
         isinstance(x, Tensor | np.ndarray) for x in draws.values()
     ):
-        found = {name: torch.as_tensor(value).detach() for name, value in draws.items()}
+        given = draws
+    elif isinstance(draws, dict) and "posterior" not in draws:
+        given = draws  # by site, though not all are tensors
     else:
-        found = _posterior(draws)
-    names = sorted(found) if sites is None else list(sites)
+        given = _posterior(draws)
+    if not given:
+        raise ValueError("`draws` must hold draws of at least one site, but was empty")
+    found: dict[str, Tensor] = {}
+    for name, value in given.items():
+        if not is_dense(as_tensor(value)):
+            raise ValueError(
+                f"`draws` must hold tensors of real numbers, but {name!r} was {describe(value)}"
+            )
+        found[name] = as_tensor(value).detach()
+    names = sorted(found) if sites is None else check_names("sites", sites)
     missing = [name for name in names if name not in found]
     if missing or not names:
         raise ValueError(f"`sites` must be among {sorted(found)}, and not empty, was {names}")
@@ -46,7 +58,7 @@ def draw_matrix(draws: Any, sites: Sequence[str] | None = None) -> Tensor:
     return torch.cat([found[name].reshape(count, -1) for name in names], -1)
 
 
-def _posterior(data: Any) -> dict[str, Tensor]:
+def _posterior(data: Any) -> dict[str, np.ndarray]:
     try:
         group = data["posterior"]
         arrays = {str(name): group[name].values for name in group.data_vars}
@@ -55,7 +67,4 @@ def _posterior(data: Any) -> dict[str, Tensor]:
             "`draws` must be a dict of tensors or arrays by site, or hold a posterior as "
             f"to_inference_data returns it, was {type(data).__name__}"
         ) from None
-    return {
-        name: torch.from_numpy(values.reshape(-1, *values.shape[2:]))
-        for name, values in arrays.items()
-    }
+    return {name: values.reshape(-1, *values.shape[2:]) for name, values in arrays.items()}

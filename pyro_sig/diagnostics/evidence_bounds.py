@@ -10,7 +10,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_sig.diagnostics._given_draws import count_draws
+from pyro_sig.diagnostics._arguments import as_list, check_callable, check_flag, describe
+from pyro_sig.diagnostics._given_draws import Given, count_draws, tensors_of
 from pyro_sig.diagnostics._guide_parameters import own_parameters, refuse_foreign_parameters
 from pyro_sig.diagnostics._own_draws import OwnDraws, semi_implicit_of
 from pyro_sig.diagnostics._program_sites import Call, scored_sites
@@ -122,12 +123,20 @@ def evidence_bounds(
         >>> bool((found.upper + 5 * found.upper_error > evidence).all())
         True
     """
-    sizes = list(num_importance)
+    sizes = as_list(num_importance)
+    if sizes is None:
+        raise ValueError(
+            f"`num_importance` must be a sequence of numbers, was {describe(num_importance)}"
+        )
     if not sizes:
         raise ValueError("`num_importance` must hold at least one number, was empty")
     for size in sizes:
         check_positive("num_importance", size)
     check_positive("num_samples", num_samples)
+    check_positive("num_mixing", num_mixing)
+    check_callable("model", model)
+    check_callable("guide", guide)
+    check_flag("parallel", parallel)
     refuse_foreign_parameters(guide)
     options: dict[str, Any] = {"num_mixing": num_mixing, "parallel": parallel}
     posterior_weights = None
@@ -191,12 +200,13 @@ def weigh_draws(
     num_mixing: int,
 ) -> Tensor:
     """Log weights of given draws: the guide's semi-implicit sites meet fresh psi only."""
+    posterior = tensors_of("posterior", posterior)
     count = count_draws("posterior", posterior)
     log_weights = []
     with torch.no_grad(), poutine.block(), own_parameters(guide):
         for index in range(count):
             values = {name: value[index] for name, value in posterior.items()}
-            trace = call.trace(poutine.condition(model, values))
+            trace = call.trace(Given("posterior", values)(model))
             for name, site in scored_sites(trace):
                 if not site["is_observed"]:
                     raise ValueError(

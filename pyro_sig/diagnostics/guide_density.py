@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from torch.distributions import biject_to
+
+from pyro_sig.diagnostics._arguments import check_callable, check_mapping
+from pyro_sig.diagnostics._given_draws import Given, tensors_of
 
 __all__ = ["guide_log_prob"]
 
@@ -33,7 +37,8 @@ def guide_log_prob(
     :param args: arguments of the guide.
     :param kwargs: keyword arguments of the guide.
     :return: a scalar tensor.
-    :raises ValueError: if a value is missing or of another shape, or the guide draws more.
+    :raises ValueError: if a value is missing, not finite, of another shape or outside of the
+        support, or the guide draws more.
 
     Example::
 
@@ -43,6 +48,8 @@ def guide_log_prob(
         >>> guide_log_prob(guide, {"z": torch.tensor(0.0)})
         tensor(-0.9189)
     """
+    check_callable("guide", guide)
+    values = _numbers(values)
     if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
         guide(*args, **kwargs)  # sets it up
     parts = _automatic_parts(guide)
@@ -50,7 +57,7 @@ def guide_log_prob(
     given = {} if parts else dict(values)
     for part in parts:
         given |= _unconstrained(part, values)
-    trace: Any = poutine.trace(poutine.condition(guide, given)).get_trace(*args, **kwargs)
+    trace: Any = poutine.trace(Given("values", given)(guide)).get_trace(*args, **kwargs)
     mapped = {name for part in parts for name, _ in part.prototype_trace.iter_stochastic_nodes()}
     for name in trace.stochastic_nodes:
         site = trace.nodes[name]
@@ -59,7 +66,21 @@ def guide_log_prob(
                 f"`values` must hold one for every site that `guide` draws, held none of {name!r}"
                 + (", from which an automatic guide makes others" * bool(parts))
             )
-    return torch.as_tensor(trace.log_prob_sum())
+    try:
+        return torch.as_tensor(trace.log_prob_sum())
+    except ValueError as error:  # under validation
+        raise ValueError(
+            f"`values` must lie in the support of the sites that `guide` draws, but: {error}"
+        ) from error
+
+
+def _numbers(values: Any) -> dict[str, Tensor]:
+    check_mapping("values", values, "tensors")
+    numbers = {
+        name: torch.as_tensor(value) if isinstance(value, Real) else value
+        for name, value in values.items()
+    }
+    return tensors_of("values", numbers)
 
 
 def _automatic_parts(guide: Callable[..., Any]) -> list[Any]:
@@ -76,7 +97,7 @@ def _unconstrained(part: Any, values: Mapping[str, Tensor]) -> dict[str, Tensor]
     for name, site in part.prototype_trace.iter_stochastic_nodes():
         if name not in values:
             raise ValueError(f"`values` must hold one for every latent, held none of {name!r}")
-        value = torch.as_tensor(values[name])
+        value = values[name]
         shape = site["value"].shape
         if value.numel() != shape.numel():
             raise ValueError(

@@ -10,6 +10,7 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_sig.diagnostics._arguments import check_callable
 from pyro_sig.diagnostics._guide_parameters import refuse_foreign_parameters
 from pyro_sig.diagnostics._program_sites import scored_sites
 from pyro_sig.distributions.components import check_positive
@@ -46,8 +47,7 @@ def draws_from(
         torch.Size([10, 3])
     """
     check_positive("num_samples", num_samples)
-    if not callable(guide):
-        raise ValueError(f"`guide` must be callable, but was {type(guide).__name__}.")
+    check_callable("guide", guide)
     refuse_foreign_parameters(guide)
     runs: list[dict[str, Tensor]] = []
     with torch.no_grad(), poutine.block():

@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_sig.diagnostics._arguments import check_callable, check_flag
 from pyro_sig.diagnostics._guide_parameters import own_parameters, refuse_foreign_parameters
 from pyro_sig.diagnostics._own_draws import OwnDraws
 from pyro_sig.diagnostics._program_draws import Runner
@@ -54,8 +55,8 @@ def log_importance_weights(
         a draw out.
     :raises ValueError: if a site is a :class:`~pyro_sig.distributions.SemiImplicit` of several
         rows with ``share_draws=True`` and ``num_mixing`` is None, if a site has no density, if a
-        plate subsamples, if the param store holds another guide's parameters, if a log-density
-        is NaN or plus infinity, or ``num_samples < 1``.
+        plate subsamples, if the guide draws what the model lacks, if the param store holds another
+        guide's parameters, if a log-density is NaN or plus infinity, or ``num_samples < 1``.
 
     Reference: M. Yin and M. Zhou (2018), "Semi-Implicit Variational Inference", section 3.
 
@@ -70,6 +71,9 @@ def log_importance_weights(
         >>> log_importance_weights(model, guide, num_samples=2).float()
         tensor([-1.3280, -1.3280])
     """
+    check_callable("model", model)
+    check_callable("guide", guide)
+    check_flag("parallel", parallel)
     check_positive("num_samples", num_samples)
     if num_mixing is not None:
         check_positive("num_mixing", num_mixing)
@@ -99,6 +103,13 @@ def log_importance_weights(
 
 
 def _check_weighable(sites: Sites, parallel: bool) -> None:
+    if not sites.values:
+        raise ValueError("`model` must have a latent or an observed site, but had none")
+    if sites.foreign:
+        raise ValueError(
+            f"`guide` must draw latents of `model` or auxiliary sites only, or its density counts "
+            f"what the model has no density of; drew {sites.foreign[0]!r}, which `model` lacks"
+        )
     if sites.bias is not None:
         raise ValueError(sites.bias)
     for program, names in (("model", sites.unscored), ("guide", sites.unscored_guide)):

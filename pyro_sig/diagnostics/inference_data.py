@@ -10,8 +10,16 @@ import numpy as np
 import torch
 from pyro import poutine
 
-from pyro_sig.diagnostics._arguments import check_count
+from pyro_sig.diagnostics._arguments import (
+    check_callable,
+    check_count,
+    check_flag,
+    describe,
+    is_flag,
+    is_program,
+)
 from pyro_sig.diagnostics._arviz_labels import (
+    check_labels,
     export,
     label_pointwise,
     stack_chains,
@@ -142,6 +150,9 @@ def to_inference_data(
         ['log_q', 'log_weight', 'lp']
     """
     guides = _check_arguments(model, guide, num_samples, posterior, log_likelihood)
+    for name, flag in (("parallel", parallel), ("sample_stats", sample_stats)):
+        check_flag(name, flag)
+    coords, dims, attrs = check_labels(coords, dims, attrs)
     call = Call(args, kwargs)
     groups: dict[str, dict[str, np.ndarray]] = {}
     with random_state(seed), torch.no_grad(), poutine.block():
@@ -229,9 +240,9 @@ def to_inference_data(
     )
     return export(
         groups,
-        coords={**(coords or {}), **indices},
-        dims=sites.merge_dims(dims or {}),
-        attrs={**({} if seed is None else {"seed": seed}), **(attrs or {})},
+        coords={**coords, **indices},
+        dims=sites.merge_dims(dims),
+        attrs={**({} if seed is None else {"seed": seed}), **attrs},
         pointwise=pointwise_dims,
     )
 
@@ -288,6 +299,8 @@ def draws_to_inference_data(
         "prior_predictive": prior_predictive,
         "observed_data": observed_data,
     }
+    check_flag("chains", chains)
+    coords, dims, attrs = check_labels(coords, dims, attrs)
     arrays: dict[str, dict[str, np.ndarray]] = {}
     counts: dict[str, tuple[int, ...]] = {}
     for group, values in groups.items():
@@ -323,7 +336,7 @@ def draws_to_inference_data(
                     f"`{group}` must be finite, but {name!r} was infinite or NaN in {num_bad} of "
                     f"{array.size} entries."
                 )
-    return export(arrays, coords=coords, dims=dims or {}, attrs=attrs or {})
+    return export(arrays, coords=coords, dims=dims, attrs=attrs)
 
 
 # ------------------------------------------------------------------------------------ what is asked
@@ -337,38 +350,37 @@ def _check_arguments(
     log_likelihood: bool | None,
 ) -> list[Callable[..., Any]]:
     check_count("num_samples", num_samples)
-    if not callable(model):
-        raise ValueError(f"`model` must be callable, but was {type(model).__name__}.")
+    check_callable("model", model)
     if guide is None:
         guides = []
     elif isinstance(guide, (list, tuple)):
         guides = list(guide)
-        if not guides or not all(callable(one) for one in guides):
+        if not guides or not all(is_program(one) for one in guides):
             raise ValueError(
                 "`guide` must hold at least one callable where it is a sequence, but held "
-                f"{[type(one).__name__ for one in guides]}."
+                f"{[describe(one) for one in guides]}."
             )
         if len({id(one) for one in guides}) < len(guides):
             raise ValueError(
                 "`guide` must hold independently trained guides, but held one of them twice."
             )
-    elif callable(guide):
-        guides = [guide]
-        refuse_foreign_parameters(guide)
-    else:
+    elif not is_program(guide):
         raise ValueError(
-            f"`guide` must be callable or None, but was {type(guide).__name__}: "
+            f"`guide` must be callable or None, but was {describe(guide)}: "
             "the program's own arguments come after the guide."
         )
+    else:
+        guides = [guide]
+        refuse_foreign_parameters(guide)
     if posterior is not None:
         if guides:
             raise ValueError("`posterior` must be None where a `guide` is given, but was not.")
         check_tensors("posterior", posterior)
         if not posterior:
             raise ValueError("`posterior` must hold draws of the latents, but was empty.")
-    if log_likelihood not in (None, True, False):
+    if not (log_likelihood is None or is_flag(log_likelihood)):
         raise ValueError(
-            f"`log_likelihood` must be True, False or None, but was {log_likelihood!r}."
+            f"`log_likelihood` must be True, False or None, but was {describe(log_likelihood)}."
         )
     return guides
 

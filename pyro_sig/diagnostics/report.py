@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from pyro_sig.diagnostics._arguments import check_flag, describe
 from pyro_sig.diagnostics._given_draws import Draws
 from pyro_sig.diagnostics._program_sites import Call
 from pyro_sig.diagnostics._report_checks import (
@@ -213,7 +214,11 @@ def report(
         Bad: do not believe this posterior (see k-hat).
         'bad'
     """
-    _check_arguments(guide, num_samples, posterior, exact, reference, sbc, num_mixing, path)
+    for name, flag in (("exact", exact), ("parallel", parallel), ("quiet", quiet)):
+        check_flag(name, flag)
+    _check_arguments(guide, num_samples, posterior, exact, reference, sbc, num_mixing)
+    if path is not None:
+        _check_path(path)
     call = Call(args, kwargs)
     with random_state(seed), _without_known_warnings():
         # What it refuses without scores is an error of the caller.
@@ -289,7 +294,6 @@ def _check_arguments(
     reference: Draws | None,
     sbc: SBC | None,
     num_mixing: int,
-    path: str | os.PathLike[str] | None,
 ) -> None:
     if guide is None and posterior is None:
         raise ValueError("`guide` must be given where `posterior` is not, but both were None.")
@@ -301,8 +305,20 @@ def _check_arguments(
         raise ValueError("`exact` must be False where `reference` is None, but was True.")
     if sbc is not None and not isinstance(sbc, SBC):
         raise ValueError(f"`sbc` must be an SBC or None, but was {type(sbc).__name__}.")
-    if path is not None and not Path(path).absolute().parent.is_dir():
-        raise ValueError(f"`path` must be in a folder that exists, but was {str(path)!r}.")
+
+
+def _check_path(path: Any) -> None:
+    """Refuses before the checks run, not after, what no page can be saved to."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(name, str) or not name or Path(name).is_dir():
+        raise ValueError(f"`path` must be the name of a file, but was {describe(path)}.")
+    if not Path(name).absolute().parent.is_dir():
+        raise ValueError(f"`path` must be in a folder that exists, but was {name!r}.")
+    suffix, known = Path(name).suffix[1:].lower(), FigureCanvasBase.get_supported_filetypes()
+    if suffix and suffix not in known:
+        raise ValueError(f"`path` must end in one of {sorted(known)}, but was {name!r}.")
 
 
 @contextmanager

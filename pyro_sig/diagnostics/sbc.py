@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.distributions import Unit
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_sig._release import Release
@@ -25,6 +26,8 @@ from pyro_sig.diagnostics._arguments import (
     describe,
     is_dense,
 )
+from pyro_sig.diagnostics._given_draws import Given, tensors_of
+from pyro_sig.diagnostics._program_sites import scored_sites
 from pyro_sig.diagnostics._rank_plot import plot_ranks, short_p_value
 from pyro_sig.diagnostics._streams import random_state
 from pyro_sig.diagnostics.uniformity import check_ranks, uniformity_test
@@ -233,7 +236,7 @@ def sbc(
     """
     check_positive("num_simulations", num_simulations)
     check_callable("model", model)
-    check_callable("posterior", posterior, "callable, a function of the observations")
+    check_callable("posterior", posterior, "callable")
     check_flag("progress", progress)
     quantities = {} if quantities is None else quantities
     check_mapping("quantities", quantities, "functions")
@@ -325,6 +328,8 @@ def log_likelihood_of(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Q
     :param kwargs: keyword arguments of the model.
     :return: a function of latents and observations, both dicts of tensors by site, that returns
         the sum of the log-densities of the observed sites. It runs the model once.
+    :raises ValueError: if the model is not callable; the function, if values are missing, not
+        finite or of another shape than their site.
 
     Source: M. Modrák et al. (2023), https://doi.org/10.1214/23-BA1404.
 
@@ -338,15 +343,34 @@ def log_likelihood_of(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Q
         >>> log_likelihood({"z": torch.tensor(1.0)}, {"x": torch.tensor(1.0)})  # of N(1; 1, 1)
         tensor(-0.9189)
     """
+    check_callable("model", model)
 
     def log_likelihood(latents: Values, observations: Values) -> Tensor:
+        latents = tensors_of("latents", latents)
+        observations = tensors_of("observations", observations)
         with torch.no_grad(), poutine.block():
-            given = poutine.condition(model, data={**latents, **observations})
+            given = Given("observations", observations)(Given("latents", latents)(model))
             trace = poutine.trace(given).get_trace(*args, **kwargs)
+            _check_conditioned(trace, observations)
             total = trace.log_prob_sum(lambda name, site: name in observations)
         return torch.as_tensor(total)
 
     return log_likelihood
+
+
+def _check_conditioned(trace: Trace, observations: Values) -> None:
+    sites: dict[str, Any] = dict(scored_sites(trace))
+    unknown = [name for name in observations if name not in sites]
+    if unknown or not observations:
+        raise ValueError(
+            "`observations` must hold values of observed sites of the model, at least one, held "
+            f"{list(observations)}."
+        )
+    drawn = [name for name, site in sites.items() if not site["is_observed"]]
+    if drawn:
+        raise ValueError(
+            f"`latents` must hold a value of every latent of the model, but held none of {drawn}."
+        )
 
 
 def _simulate(

@@ -10,7 +10,8 @@ from pyro import poutine
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 
-from pyro_sig.diagnostics._given_draws import count_draws
+from pyro_sig.diagnostics._arguments import check_callable
+from pyro_sig.diagnostics._given_draws import count_draws, tensors_of
 
 __all__ = ["unconstrained_score"]
 
@@ -45,15 +46,22 @@ def unconstrained_score(
         >>> u.squeeze(), score.squeeze()  # u = log rate, score 2 - rate
         (tensor([0.0000, 0.6931]), tensor([1., 0.]))
     """
+    check_callable("model", model)
+    given = {name: value.detach() for name, value in tensors_of("draws", draws).items()}
     with torch.random.fork_rng(), poutine.block():
         _, potential, transforms, trace = initialize_model(model, args, kwargs)
-    missing = [name for name in transforms if name not in draws]
+    missing = [name for name in transforms if name not in given]
     if missing or not transforms:
         raise ValueError(
             f"`draws` must hold every continuous latent of `model`, of which there must be one; "
-            f"latents are {list(transforms)}, held {list(draws)}"
+            f"latents are {list(transforms)}, held {list(given)}"
         )
-    tensors = {name: torch.as_tensor(draws[name]).detach() for name in transforms}
+    tensors = {
+        name: given[name].to(trace.nodes[name]["value"].dtype)
+        if not given[name].is_floating_point()
+        else given[name]
+        for name in transforms
+    }
     count = count_draws("draws", tensors)
     points: dict[str, Tensor] = {}
     for name, transform in transforms.items():

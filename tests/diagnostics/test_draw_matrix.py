@@ -39,9 +39,11 @@ def test_tests_take_tensors_and_arrays():
         ({"a": torch.zeros(3), "b": torch.zeros(4)}, None, "equally many draws"),
         ({"a": torch.zeros(())}, None, "equally many draws"),
         ({"a": torch.zeros(3)}, ["b"], r"`sites` must be among \['a'\]"),
-        ({}, None, "`sites` must be among"),
+        ({}, None, "`draws` must hold draws of at least one site"),
+        ({"a": torch.zeros(3)}, "a", "`sites` must be a sequence of names, but was 'a'"),
         (torch.zeros(3), None, "`draws` must be a dict of tensors"),
-        ({"a": 1.0}, None, "`draws` must be a dict of tensors"),
+        ({"a": 1.0}, None, "`draws` must hold tensors of real numbers, but 'a' was 1.0"),
+        ({"a": torch.zeros(3) * 1j}, None, "`draws` must hold .* but 'a' was .* of torch.complex"),
     ],
 )
 def test_bad_draws_raise(draws, sites, problem):

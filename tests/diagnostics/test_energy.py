@@ -118,5 +118,7 @@ def test_bad_samples(function, change, match):
 
 
 def test_bad_options():
+    with pytest.raises(ValueError, match="`unbiased` must be True or False, but was 'no'"):
+        energy_distance(normal(4), normal(4), unbiased="no")
     with pytest.raises(ValueError, match=r"`unbiased` needs at least 2 rows.*1 and 2"):
         energy_distance(torch.zeros(1), torch.zeros(2), unbiased=True)

@@ -176,10 +176,17 @@ def test_the_table_has_both_bounds():
         ({"num_importance": []}, "`num_importance` must hold at least one number"),
         ({"num_importance": [0]}, "`num_importance` must be a positive integer, was 0"),
         ({"num_samples": 0}, "`num_samples` must be a positive integer, was 0"),
+        ({"num_importance": "12"}, "`num_importance` must be a sequence of numbers, was '12'"),
+        ({"parallel": "no"}, "`parallel` must be True or False, but was 'no'"),
+        # Broadcast, the copies of a draw would all be scored.
+        (
+            {"posterior": {"z": X[None, None].repeat(2, 3, 1)}},
+            "`posterior` must hold 'z' in",
+        ),
         ({"posterior": {}}, "`posterior` must hold equally many draws"),
         ({"posterior": {"y": X[None]}}, "held none of 'z'"),
         ({"posterior": {"z": X[None], "y": torch.zeros(2)}}, "equally many draws"),
-        ({"posterior": {"z": X[None] * math.inf}}, "positive density"),
+        ({"posterior": {"z": X[None] * math.inf}}, "`posterior` must be finite"),
     ],
 )
 def test_bad_arguments_raise(arguments, problem):

@@ -77,6 +77,36 @@ def test_written_guides():
     assert abs(found - dist.Normal(0.0, 2**0.5).log_prob(torch.tensor(1.0))) < 0.03
 
 
+def test_gradients_reach_the_values():
+    def guide():
+        pyro.sample("z", dist.Normal(1.0, 1.0))
+
+    z = torch.tensor(3.0, requires_grad=True)
+    (gradient,) = torch.autograd.grad(guide_log_prob(guide, {"z": z}), z)
+    torch.testing.assert_close(gradient, torch.tensor(-2.0))
+
+
+@pytest.mark.parametrize(
+    ("guide", "values", "problem"),
+    [
+        (dist.Normal(0.0, 1.0), {"z": torch.zeros(2)}, "`guide` must be callable, but was Normal"),
+        (AutoNormal, {"z": torch.zeros(2)}, "`guide` must be callable, but was the class AutoNorm"),
+        (None, torch.zeros(2), "`values` must be a dict of tensors by name"),
+        (None, {"z": [0.0, 0.0]}, "`values` must hold tensors .* but 'z' was list"),
+        (None, {"z": torch.full((2,), torch.nan)}, "`values` must be finite, but 'z'"),
+        # Broadcast, its rows would all be scored.
+        (None, {"z": torch.zeros(3, 2)}, r"`values` must hold 'z' in its shape \(2,\).*\(3, 2\)"),
+        (None, {"z": -torch.ones(2)}, "`values` must lie in the support"),
+    ],
+)
+def test_bad_values_raise(guide, values, problem):
+    def exponential():
+        pyro.sample("z", dist.Exponential(torch.ones(2)).to_event(1))
+
+    with pyro.validation_enabled(), pytest.raises(ValueError, match=problem):
+        guide_log_prob(guide or exponential, values)
+
+
 def test_what_is_missing_raises():
     def guide():
         pyro.sample("z", dist.Normal(0.0, 1.0))

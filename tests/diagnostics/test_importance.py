@@ -52,6 +52,20 @@ def test_shared_draws_of_one_row_are_fine():
     assert abs(weights.mean() - 1) <= 5 * weights.std() / math.sqrt(len(weights))
 
 
+def test_a_guide_of_other_sites_raises():
+    """Its density would be taken off that of latents that the model draws by itself."""
+
+    def misspelled(share_draws):
+        pyro.sample("zz", dist.Normal(X / 2, 0.5).to_event(1))
+
+    with pytest.raises(ValueError, match="`guide` must draw latents of `model`.*'zz'"):
+        log_importance_weights(model, misspelled, True, num_samples=2)
+    with pytest.raises(ValueError, match="`model` must have a latent or an observed site"):
+        log_importance_weights(lambda: None, lambda: None, num_samples=2)
+    with pytest.raises(ValueError, match="`guide` must be callable, but was None"):
+        log_importance_weights(model, None, True, num_samples=2)
+
+
 def test_num_samples_must_be_positive():
     with pytest.raises(ValueError, match="`num_samples` must be a positive integer, was 0"):
         log_importance_weights(model, guide, False, num_samples=0)

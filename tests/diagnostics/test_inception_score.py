@@ -96,8 +96,8 @@ def test_device():
     ("p", "num_splits", "match"),
     [
         ([[1.0]], 1, "`probabilities` must be a floating tensor .* was list"),
-        (torch.ones(3), 1, r"`probabilities` must .* \[N, C\] .* shape \(3,\)"),
-        (torch.ones(0, 3), 1, r"`probabilities` must .* not empty, but was .* \(0, 3\)"),
+        (torch.ones(3), 1, r"`probabilities` must .* \[N, C\] .*\(3,\)"),
+        (torch.ones(0, 3), 1, r"`probabilities` must .* not empty, but was \(0, 3\)"),
         (torch.ones(3, 1, dtype=torch.long), 1, "`probabilities` must be a floating .*int64"),
         (torch.tensor([[1.5, -0.5]]), 1, "`probabilities` must be finite and not negative"),
         (torch.tensor([[math.nan, 1.0]]), 1, "`probabilities` must be finite"),

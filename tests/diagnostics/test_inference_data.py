@@ -356,8 +356,23 @@ def test_plain_draws_in_chains():
     ("arguments", "match"),
     [
         ({}, r"nothing to export"),
-        ({"posterior": torch.zeros(3)}, r"`posterior` must be a dict of tensors.*Tensor"),
-        ({"prior": {"z": [1.0]}}, r"`prior` must hold tensors or arrays, but 'z' was list"),
+        ({"posterior": torch.zeros(3)}, r"`posterior` must be a dict of tensors.*torch"),
+        ({"prior": {"z": [1.0]}}, r"`prior` must hold tensors or arrays.*, but 'z' was list"),
+        ({"posterior": {"z": torch.eye(3).to_sparse()}}, r"`posterior` must hold.*sparse"),
+        ({"posterior": {"z": torch.zeros(3)}, "chains": "no"}, "`chains` must be True or False"),
+        (
+            {"posterior": {"z": torch.zeros(3, 2)}, "dims": {"z": "ab"}},
+            "`dims` must hold sequences",
+        ),
+        ({"posterior": {"z": torch.zeros(3)}, "dims": {"z": ["a"]}}, "`dims` must name the 0 dim"),
+        (
+            {
+                "posterior": {"z": torch.zeros(3, 2)},
+                "dims": {"z": ["a"]},
+                "coords": {"a": [1, 2, 3]},
+            },
+            "`dims` and `coords` must give every dimension one size.*'a' had 3 .* and 2 for 'z'",
+        ),
         ({"posterior": {"z": torch.tensor(1.0)}}, r"`posterior`.*\[draws, \.\.\.\]"),
         (
             {"posterior": {"z": torch.zeros(3), "y": torch.zeros(4)}},
@@ -389,9 +404,9 @@ def test_bad_draws(arguments, match):
 def test_bad_arguments():
     with pytest.raises(ValueError, match=r"`num_samples` must be an integer.*0"):
         to_inference_data(model, guide, DATA, num_samples=0)
-    with pytest.raises(ValueError, match=r"`model` must be callable, but was int"):
+    with pytest.raises(ValueError, match=r"`model` must be callable, but was 3"):
         to_inference_data(3)
-    with pytest.raises(ValueError, match=r"`guide` must be callable or None, but was Tensor"):
+    with pytest.raises(ValueError, match=r"`guide` must be callable or None, but was .*torch"):
         to_inference_data(model, DATA)
     with pytest.raises(ValueError, match=r"`guide` must hold at least one callable.*\[\]"):
         to_inference_data(model, [])

@@ -378,7 +378,7 @@ def infinite():
 @pytest.mark.parametrize(
     ("program", "match"),
     [
-        (None, r"`model` must be callable, but was NoneType"),
+        (None, r"`model` must be callable, but was None"),
         (without_observations, r"`model` must have at least one observed site, but had none"),
         (without_latents, r"`model` must have at least one latent site, but had none"),
         (subsampling, r"`model` must not subsample.*'row' had 3 of 10 rows"),
@@ -442,9 +442,9 @@ def test_draws_that_change_in_number():
 @pytest.mark.parametrize(
     ("quantities", "match"),
     [
-        ({"f": 1.0}, r"`quantities` must be functions, but 'f' was float"),
+        ({"f": 1.0}, r"`quantities` must be functions, but 'f' was 1.0"),
         ({"z": lambda z, x: 0.0}, r"`quantities` must have other names.*'z' is one"),
-        ({"f": lambda z, x: z["z"]}, r"`quantities` must be scalars, but 'f' was of shape \(4,\)"),
+        ({"f": lambda z, x: z["z"]}, r"`quantities` must be scalars, but 'f' was \(4,\)"),
         ({"f": lambda z, x: math.nan}, r"`quantities` must be scalars, but 'f' was NaN"),
     ],
 )
@@ -453,10 +453,33 @@ def test_bad_quantities(quantities, match):
         run(exact_posterior(), quantities=quantities)
 
 
+@pytest.mark.parametrize(
+    ("latents", "observations", "match"),
+    [
+        (None, {"x": torch.zeros(())}, "`latents` must be a dict of tensors by name, but was None"),
+        ({}, {"x": torch.zeros(())}, r"`latents` must hold a value of every latent.*\['z'\]"),
+        ({"z": torch.zeros(())}, {}, r"`observations` must hold values of observed sites"),
+        ({"z": torch.zeros(3)}, {"x": torch.zeros(())}, r"`latents` must hold 'z' in its shape"),
+        ({"z": torch.zeros(())}, {"x": torch.zeros(3)}, r"`observations` must hold 'x' in its"),
+    ],
+)
+def test_bad_values_of_the_log_likelihood(latents, observations, match):
+    def program():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(0.0))
+
+    with pytest.raises(ValueError, match=match):
+        log_likelihood_of(program)(latents, observations)
+
+
 def test_bad_options():
     with pytest.raises(ValueError, match=r"`num_simulations` must be a positive integer, was 0"):
         run(exact_posterior(), num_simulations=0)
-    with pytest.raises(ValueError, match=r"`posterior` must be callable, but was dict"):
+    with pytest.raises(ValueError, match=r"`seed` must be an integer of at least 0, but was 0.5"):
+        run(exact_posterior(), seed=0.5)
+    with pytest.raises(ValueError, match=r"`quantities` must be a dict of functions by name"):
+        run(exact_posterior(), quantities=[])
+    with pytest.raises(ValueError, match=r"`posterior` must be callable, but was {}"):
         run({})
 
 
@@ -480,7 +503,7 @@ def test_bad_ranks(ranks, match):
 @pytest.mark.parametrize(
     ("truths", "draws", "match"),
     [
-        ([0.0], torch.zeros(1, 9), r"`truths` must be a tensor, but was list"),
+        ([0.0], torch.zeros(1, 9), r"`truths` must be a tensor of real numbers, but was list"),
         (torch.tensor([math.nan]), torch.zeros(1, 9), r"`truths` must not be NaN"),
         (torch.zeros(2), torch.zeros(1, 9), r"`draws` must be of shape.*\(1, 9\) and \(2,\)"),
         (torch.zeros(2, 3), torch.zeros(2, 3, 9), r"`draws` must be of shape.*\(2, 3, 9\)"),

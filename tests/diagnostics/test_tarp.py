@@ -145,6 +145,7 @@ def test_cuda_agrees():
         ({"draws": torch.zeros(5, 0, 2)}, r"`draws` must be of shape.*\(5, 0, 2\)"),
         ({"references": torch.zeros(5, 3)}, r"`references` must be.*\(5, 2\), but was \(5, 3\)"),
         ({"seed": -1}, r"`seed` must be an integer of at least 0, but was -1"),
+        ({"draws": torch.zeros(5, 3, 2) * 1j}, "`draws` must be a tensor of real numbers.*complex"),
         ({"references": 1.0}, r"`references` must be a tensor.* was 1"),
         ({"references": torch.full((5, 2), math.nan)}, r"`references` must be finite"),
     ],

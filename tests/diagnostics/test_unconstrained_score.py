@@ -58,6 +58,9 @@ def test_what_does_not_fit_raises():
     with pytest.raises(ValueError, match=r"must hold 'z' in shape \[S, 2\], was \(3, 4\)"):
         unconstrained_score(model, {"rate": torch.ones(3), "z": torch.zeros(3, 4)}, x)
 
+    with pytest.raises(ValueError, match="`draws` must be finite, but 'z'"):
+        unconstrained_score(model, {"rate": torch.ones(3), "z": torch.full((3, 2), torch.nan)}, x)
+
     def estimated():
         law = SemiImplicit(dist.Normal(0.0, 1.0), lambda psi: dist.Normal(psi, 1.0), 5)
         pyro.sample("z", law)

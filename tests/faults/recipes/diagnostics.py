@@ -1,8 +1,9 @@
 """Valid calls of `pyro_sig.diagnostics`."""
 
-import contextlib
 import math
+import os
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pyro
@@ -157,7 +158,7 @@ def is_labelled(result, **_):
     """Reads every array of every group, as whoever is handed the object does."""
     groups = list(result.groups()) if callable(result.groups) else list(result.groups)
     arrays = [x.values for group in groups for x in result[group.strip("/")].data_vars.values()]
-    assert arrays and all(array.size for array in arrays)
+    assert arrays and all(isinstance(array, np.ndarray) for array in arrays)
 
 
 def is_report(result, **_):
@@ -188,11 +189,17 @@ def plot_tarp(level):
     pyplot.close(TARP(torch.arange(20) % 10, num_draws=9).plot(level))
 
 
+def tolerant(program):
+    """Lets a program of the user's fail by itself only where it is told to.
+
+    What an optimiser or a network does with arguments that are not for it is no affair of ours.
+    """
+    foreign = isinstance(program, (torch.nn.Module, pyro.optim.PyroOptim))
+    return torch.nn.Identity() if foreign else program
+
+
 def calibrate(model, posterior, **arguments):
-    # What a program of the user's does with a dict of observations is its own affair.
-    if isinstance(posterior, (torch.nn.Module, pyro.optim.PyroOptim)):
-        posterior = torch.nn.Identity()
-    return diagnostics.sbc(model, posterior, DATA, progress=False, **arguments)
+    return diagnostics.sbc(model, tolerant(posterior), DATA, progress=False, **arguments)
 
 
 def posterior_of(observations):
@@ -219,10 +226,15 @@ def automatic_guide_log_prob(values):
 
 def save_report(path):
     """Saves into a folder of its own, whatever the name."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        return diagnostics.report(
-            model, guide, DATA, num_samples=50, parallel=True, seed=0, quiet=True, path=path
-        )
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            return diagnostics.report(
+                model, guide, DATA, num_samples=50, parallel=True, seed=0, quiet=True, path=path
+            )
+        finally:
+            os.chdir(before)
 
 
 def draw_page(result, **_):
