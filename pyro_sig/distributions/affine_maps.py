@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
+from pyro_sig.distributions._checks import check_like, check_tensor
+
 __all__ = ["LowRankAffine", "SharedTransform", "TriangularAffine"]
 
 
@@ -28,6 +30,11 @@ class SharedTransform(Transform):
         True
     """
 
+    def __init__(self, cache_size: int = 0) -> None:
+        if not isinstance(cache_size, int) or cache_size not in (0, 1):
+            raise ValueError(f"`cache_size` must be 0 or 1, was {cache_size!r}")
+        super().__init__(cache_size)
+
     bijective = True
     domain = constraints.real_vector
     codomain = constraints.real_vector
@@ -36,7 +43,14 @@ class SharedTransform(Transform):
         return id(self)
 
 
+def _check_parameter(name: str, x: Tensor) -> None:
+    check_tensor(name, x)
+    if not x.is_floating_point():
+        raise ValueError(f"`{name}` must be of a floating point type, was {x.dtype}")
+
+
 def _check_vector(name: str, x: Tensor, size: int | None = None) -> None:
+    _check_parameter(name, x)
     if x.dim() != 1 or (size is not None and len(x) != size):
         what = "a vector" if size is None else f"a vector of size {size}"
         raise ValueError(f"`{name}` must be {what}, was of shape {tuple(x.shape)}")
@@ -64,6 +78,7 @@ class TriangularAffine(SharedTransform):
     def __init__(self, loc: Tensor, scale_tril: Tensor, cache_size: int = 0) -> None:
         super().__init__(cache_size)
         _check_vector("loc", loc)
+        _check_parameter("scale_tril", scale_tril)
         if scale_tril.shape != (len(loc), len(loc)):
             raise ValueError(
                 f"`scale_tril` must be of shape {(len(loc), len(loc))}, "
@@ -88,9 +103,11 @@ class TriangularAffine(SharedTransform):
         return TriangularAffine(self.loc, self.scale_tril, cache_size)
 
     def _call(self, x: Tensor) -> Tensor:
+        check_like("x", x, len(self.loc), self.scale_tril)
         return x @ self.scale_tril.mT + self.loc
 
     def _inverse(self, y: Tensor) -> Tensor:
+        check_like("y", y, len(self.loc), self.scale_tril)
         # One solve with all rows as columns: a batched solve would copy the matrix for each row.
         rows = (y - self.loc).reshape(-1, len(self.loc))
         solved = torch.linalg.solve_triangular(self.scale_tril, rows.mT, upper=False)
@@ -133,6 +150,7 @@ class LowRankAffine(SharedTransform):
         super().__init__(cache_size)
         _check_vector("loc", loc)
         _check_vector("scale", scale, len(loc))
+        _check_parameter("factor", factor)
         if factor.dim() != 2 or len(factor) != len(loc):
             raise ValueError(
                 f"`factor` must be of shape [{len(loc)}, R], was {tuple(factor.shape)}"
@@ -142,7 +160,10 @@ class LowRankAffine(SharedTransform):
     def _small_tril(self) -> Tensor:
         """Cholesky factor of I + W' W; made at every use, for a graph of its own."""
         small = self.factor.mT @ self.factor
-        return torch.linalg.cholesky(small + torch.eye(len(small)).to(small))
+        try:
+            return torch.linalg.cholesky(small + torch.eye(len(small)).to(small))
+        except torch.linalg.LinAlgError as error:  # of what is positive definite by construction
+            raise ValueError("`factor` must be finite, was not") from error
 
     def __eq__(self, other: object) -> bool:
         names = ("loc", "scale", "factor")
@@ -160,9 +181,11 @@ class LowRankAffine(SharedTransform):
         return LowRankAffine(self.loc, self.scale, self.factor, cache_size)
 
     def _call(self, x: Tensor) -> Tensor:
+        check_like("x", x, len(self.loc), self.factor)
         return self.loc + self.scale * (x + (x @ self.factor) @ self.factor.mT)
 
     def _inverse(self, y: Tensor) -> Tensor:
+        check_like("y", y, len(self.loc), self.factor)
         x = (y - self.loc) / self.scale
         inner = (x @ self.factor).reshape(x.shape[:-1].numel(), self.factor.shape[1])
         solved = torch.cholesky_solve(inner.mT, self._small_tril()).mT

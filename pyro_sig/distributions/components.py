@@ -12,6 +12,8 @@ from pyro.distributions import constraints as pyro_constraints
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from pyro_sig.distributions._checks import call
+
 __all__ = [
     "check_positive",
     "component_log_prob",
@@ -56,7 +58,7 @@ def run_conditional(
         >>> run_conditional(lambda psi: dist.Normal(psi, 1.0), torch.zeros(3), 0).batch_shape
         torch.Size([3])
     """
-    components = conditional(psi)
+    components = call("conditional", conditional, psi)
     if not isinstance(components, Distribution):
         raise ValueError(
             f"`conditional` must return a Distribution, was {type(components).__name__}"
@@ -139,6 +141,12 @@ def component_log_prob(components: Distribution, value: Tensor) -> Tensor:
         >>> component_log_prob(components, torch.tensor(1.5)).exp()
         tensor([0.0000, 0.5000])
     """
+    if not value.numel():  # which torch's independent laws cannot score
+        rows = value.shape[: value.dim() - len(components.event_shape)]
+        shape = torch.broadcast_shapes(rows, components.batch_shape)
+        return torch.zeros(shape, device=value.device)
+    if value.dtype == torch.bool:
+        value = value.to(torch.get_default_dtype())
     try:
         support: Any = components.support
     except NotImplementedError:
@@ -200,6 +208,9 @@ def mixture_moments(components: Distribution) -> tuple[Tensor, Tensor]:
         >>> mixture_moments(dist.Normal(torch.tensor([-1.0, 1.0]), 1.0))
         (tensor(0.), tensor(2.))
     """
-    mean = components.mean.mean(0)
-    between = (components.mean - mean).square().mean(0)
-    return mean, components.variance.mean(0) + between
+    means, variances = components.mean, components.variance
+    if not means.is_floating_point():  # of a law whose parameters are integers
+        means, variances = means.to(torch.get_default_dtype()), variances + 0.0
+    mean = means.mean(0)
+    between = (means - mean).square().mean(0)
+    return mean, variances.mean(0) + between

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -13,6 +13,14 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid
+
+from pyro_sig.distributions._checks import (
+    check_inside,
+    check_tensor,
+    check_value,
+    expanded_shape,
+    shape_of,
+)
 
 __all__ = ["DiscretizedLogistic"]
 
@@ -93,13 +101,21 @@ class DiscretizedLogistic(TorchDistribution):
         validate_args: bool | None = None,
     ) -> None:
         for name, end in (("low", low), ("high", high)):
-            if not math.isfinite(end):
+            if not isinstance(end, Real) or not math.isfinite(end):
                 raise ValueError(f"`{name}` must be finite, was {end!r}")
         if not low < high:
             raise ValueError(f"`high` must be above `low` = {low!r}, was {high!r}")
         if isinstance(num_levels, bool) or not isinstance(num_levels, Integral) or num_levels < 2:
             raise ValueError(f"`num_levels` must be an integer of at least 2, was {num_levels!r}")
-        self.loc, self.scale = broadcast_all(loc, scale)
+        for name, value in (("loc", loc), ("scale", scale)):
+            if not isinstance(value, Real):
+                check_tensor(name, value)
+                if not value.is_floating_point():
+                    raise ValueError(f"`{name}` must be of floating point, was {value.dtype}")
+        try:
+            self.loc, self.scale = broadcast_all(loc, scale)
+        except RuntimeError as error:
+            raise ValueError(f"`loc` and `scale` must broadcast, but: {error}") from error
         self._levels = _Levels(float(low), float(high), int(num_levels))
         super().__init__(self.loc.shape, validate_args=validate_args)
 
@@ -138,7 +154,7 @@ class DiscretizedLogistic(TorchDistribution):
         :return: a distribution that shares the parameters.
         """
         new = self._get_checked_instance(DiscretizedLogistic, _instance)
-        batch_shape = torch.Size(batch_shape)
+        batch_shape = expanded_shape(self.batch_shape, batch_shape)
         new.loc, new.scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
         new._levels = self._levels
         super(DiscretizedLogistic, new).__init__(batch_shape, validate_args=False)
@@ -152,7 +168,7 @@ class DiscretizedLogistic(TorchDistribution):
         :param sample_shape: shape of independent draws to the left of the batch shape.
         :return: a tensor of shape ``[*sample_shape, *batch_shape]``.
         """
-        shape = torch.Size(sample_shape) + self.batch_shape
+        shape = shape_of("sample_shape", sample_shape) + self.batch_shape
         uniform = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device)
         # log 0 is minus infinity, which rounds to the lowest level as it should.
         real = self.loc + self.scale * (uniform.log() - (-uniform).log1p())
@@ -167,7 +183,8 @@ class DiscretizedLogistic(TorchDistribution):
         :raises ValueError: with validation on, for a value that is no level.
         """
         if self._validate_args:
-            self._validate_sample(value)
+            check_value(value, self.event_shape, self.batch_shape)
+            check_inside(value, self._levels, "distribution's")
         half = self._levels.spacing / 2
         centred = value - self.loc
         below = logsigmoid((centred + half) / self.scale)  # log P(logistic < upper end)

@@ -12,7 +12,17 @@ from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from pyro_sig.distributions._checks import (
+    check_function,
+    check_inside,
+    check_not_negative,
+    check_tensor,
+    check_value,
+    expanded_shape,
+    shape_of,
+)
 from pyro_sig.distributions.components import (
+    check_positive,
     mixture_moments,
     mixture_support,
     run_conditional,
@@ -58,6 +68,11 @@ class FixedMixture(TorchDistribution):
         chunk_size: int | None = None,
         validate_args: bool | None = None,
     ) -> None:
+        check_tensor("psi", psi)
+        check_function("conditional", conditional, "a callable psi -> Distribution")
+        check_not_negative("psi_event_dim", psi_event_dim)
+        if chunk_size is not None:
+            check_positive("chunk_size", chunk_size)
         if psi.dim() <= psi_event_dim or len(psi) < 1:
             raise ValueError(
                 f"`psi` must have shape [K, *batch_shape] and {psi_event_dim} event dimensions "
@@ -99,8 +114,7 @@ class FixedMixture(TorchDistribution):
         new = self._get_checked_instance(FixedMixture, _instance)
         for name in ("psi", "conditional", "psi_event_dim", "chunk_size", "components"):
             setattr(new, name, getattr(self, name))
-        batch_shape = torch.Size(batch_shape)
-        broadcast_shape(self.batch_shape, batch_shape)
+        batch_shape = expanded_shape(self.batch_shape, batch_shape)
         super(FixedMixture, new).__init__(batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -120,7 +134,7 @@ class FixedMixture(TorchDistribution):
         :return: a tensor of shape ``[*sample_shape, *batch_shape, *event_shape]``.
         """
         with torch.no_grad():
-            shape = torch.Size(sample_shape) + self.batch_shape
+            shape = shape_of("sample_shape", sample_shape) + self.batch_shape
             own = self.components.batch_shape[1:]
             event = self.psi.shape[1 + len(own) :]
             index = torch.randint(self.num_mixing, shape, device=self.psi.device)
@@ -132,6 +146,10 @@ class FixedMixture(TorchDistribution):
             ]
             where = (index, *positions)
             return run_conditional(self.conditional, self.psi[where], len(event)).sample()
+
+    def _validate_sample(self, value: Tensor) -> None:
+        check_value(value, self.event_shape, self.batch_shape)
+        check_inside(value, mixture_support(self.components), "conditional's")
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Scores a value by the exact mixture density.

@@ -11,6 +11,16 @@ from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from pyro_sig.distributions._checks import (
+    call,
+    check_function,
+    check_not_negative,
+    check_tensor,
+    check_value,
+    expanded_shape,
+    shape_of,
+)
+
 __all__ = ["Implicit"]
 
 
@@ -72,8 +82,7 @@ class Implicit(TorchDistribution):
         support: constraints.Constraint | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        if not callable(transform):
-            raise ValueError(f"`transform` must be callable, was {type(transform).__name__}")
+        check_function("transform", transform, "callable")
         if not isinstance(noise, Distribution):
             raise ValueError(f"`noise` must be a Distribution, was {type(noise).__name__}")
         if not noise.has_rsample and _has_trainable(noise):
@@ -81,8 +90,14 @@ class Implicit(TorchDistribution):
                 "`noise` must have rsample or parameters that need no gradient, was "
                 f"{type(noise).__name__} with trainable parameters, which would not train"
             )
-        event_shape = torch.Size([event_shape] if isinstance(event_shape, int) else event_shape)
+        sizes = (event_shape,) if isinstance(event_shape, int) else event_shape
+        event_shape = shape_of("event_shape", sizes)
+        check_not_negative("inputs_event_dim", inputs_event_dim)
         inputs = () if inputs is None else (inputs,) if isinstance(inputs, Tensor) else inputs
+        if not isinstance(inputs, Sequence):
+            raise ValueError(
+                f"`inputs` must be a tensor or a tuple of tensors, was {type(inputs).__name__}"
+            )
         for x in inputs:
             if not isinstance(x, Tensor) or x.dim() < inputs_event_dim:
                 was = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
@@ -90,12 +105,15 @@ class Implicit(TorchDistribution):
                     f"`inputs` must be tensors with at least {inputs_event_dim} dimensions, "
                     f"was {was}"
                 )
+            check_tensor("inputs", x)
         self.transform = transform
         self.noise = noise
         self.inputs = tuple(inputs)
         self.inputs_event_dim = inputs_event_dim
         if support is None:
             support = constraints.independent(constraints.real, len(event_shape))
+        elif not isinstance(support, constraints.Constraint):
+            raise ValueError(f"`support` must be a constraint, was {type(support).__name__}")
         self._support = support
         super().__init__(self.own_batch_shape, event_shape, validate_args=validate_args)
 
@@ -117,9 +135,9 @@ class Implicit(TorchDistribution):
         new = self._get_checked_instance(Implicit, _instance)
         for name in ("transform", "noise", "inputs", "inputs_event_dim", "_support"):
             setattr(new, name, getattr(self, name))
-        batch_shape = torch.Size(batch_shape)
-        if self.batch_shape:
-            broadcast_shape(self.batch_shape, batch_shape)
+        batch_shape = shape_of("batch_shape", batch_shape)
+        if batch_shape != self.own_batch_shape:  # from before an expansion
+            batch_shape = expanded_shape(self.batch_shape, batch_shape)
         super(Implicit, new).__init__(batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -143,7 +161,7 @@ class Implicit(TorchDistribution):
         :param sample_shape: shape of independent draws to the left of the batch shape.
         :return: a tensor of shape ``[*sample_shape, *batch_shape, *noise.event_shape]``.
         """
-        noise, shape = self.noise, torch.Size(sample_shape)
+        noise, shape = self.noise, shape_of("sample_shape", sample_shape)
         if noise.batch_shape:
             noise = noise.expand(self.batch_shape)
         else:  # the same draws without a copy of the distribution
@@ -157,12 +175,13 @@ class Implicit(TorchDistribution):
         :return: a tensor of shape ``[*sample_shape, *batch_shape, *event_shape]``.
         :raises ValueError: if the transform returns another shape.
         """
+        check_value(noise, self.noise.event_shape, self.own_batch_shape)
         shape = noise.shape[: noise.dim() - len(self.noise.event_shape)]
         inputs = []
         for x in self.inputs:
             event = x.shape[x.dim() - self.inputs_event_dim :]
             inputs.append(x.expand(shape + event))
-        psi = self.transform(noise, *inputs)
+        psi = call("transform", self.transform, noise, *inputs)
         expected = shape + self.event_shape
         if not isinstance(psi, Tensor) or psi.shape != expected:
             was = tuple(psi.shape) if isinstance(psi, Tensor) else type(psi).__name__

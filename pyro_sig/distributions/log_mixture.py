@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import threshold
 
+from pyro_sig.distributions._checks import check_tensor
+from pyro_sig.distributions.components import check_positive
+
 __all__ = ["full_precision", "log_mixture"]
 
 # Up to this many pairs the responsibilities are kept for the backward pass, beyond it they
@@ -53,6 +56,17 @@ def log_mixture(
         >>> log_mixture(x, psi, 0.5 * psi.square().sum(-1)).shape
         torch.Size([2])
     """
+    for name, x in (
+        ("statistics", statistics),
+        ("natural", natural),
+        ("log_normalizer", log_normalizer),
+    ):
+        check_tensor(name, x)
+        if x.dtype != statistics.dtype or not x.is_floating_point():
+            raise ValueError(
+                f"`{name}` must be of the floating point type that all three share, was "
+                f"{x.dtype}; `statistics` was {statistics.dtype}"
+            )
     if statistics.dim() != 2 or natural.dim() != 2 or statistics.shape[1] != natural.shape[1]:
         raise ValueError(
             "`statistics` and `natural` must have shapes [N, F] and [M, F], were "
@@ -65,8 +79,8 @@ def log_mixture(
             f"`log_normalizer` must have shape [M] = {tuple(natural.shape[:1])}, was "
             f"{tuple(log_normalizer.shape)}"
         )
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"`chunk_size` must be a positive integer, was {chunk_size}")
+    if chunk_size is not None:
+        check_positive("chunk_size", chunk_size)
     num_data, num_components = len(statistics), len(natural)
     if chunk_size is None:
         if num_data * num_components <= _KEPT_PAIRS:

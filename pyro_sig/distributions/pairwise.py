@@ -18,8 +18,15 @@ from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from pyro_sig.distributions._checks import (
+    call,
+    check_function,
+    check_not_negative,
+    check_tensor,
+)
 from pyro_sig.distributions.affine_maps import map_back
 from pyro_sig.distributions.components import (
+    check_positive,
     component_log_prob,
     under_vmap,
     without_validation,
@@ -116,11 +123,24 @@ def register_pairwise(
         >>> pairwise_log_prob(p, torch.arange(3.0)).shape
         torch.Size([2, 3])
     """
+    if not classes or not all(isinstance(x, type) for x in classes):
+        raise ValueError(f"`classes` must be classes of distributions, was {classes!r}")
+    if not isinstance(event_dims, Mapping) or not event_dims:
+        raise ValueError(f"`event_dims` must be a dict of numbers by name, was {event_dims!r}")
+    for name, number in event_dims.items():
+        check_not_negative(f"event_dims[{name!r}]", number)
+    if parameters is not None:
+        check_function("parameters", parameters, "a callable distribution -> dict")
+        if isinstance(parameters, torch.nn.Module):
+            raise ValueError(f"`parameters` must be no network, was {type(parameters).__name__}")
+    if location is not None and not (isinstance(location, str) and location in event_dims):
+        raise ValueError(f"`location` must be one of {list(event_dims)}, was {location!r}")
 
     def attributes(d: Any) -> dict[str, Tensor]:  # noqa: ANN401 - any distribution
         return {name: getattr(d, name) for name in event_dims}
 
     def decorator(form: _AnyForm) -> _AnyForm:
+        check_function("form", form, "a callable (value, **parameters) -> Terms")
         entry = _Entry(form, parameters or attributes, dict(event_dims), location)
         _REGISTRY.update(dict.fromkeys(classes, entry))
         return form
@@ -202,9 +222,22 @@ def pairwise_terms(
     return _terms_and_dtype(components, value, component_dims)[0]
 
 
+def _check_components(components: torch_dist.Distribution, component_dims: int) -> None:
+    if not isinstance(components, torch_dist.Distribution):
+        raise ValueError(f"`components` must be a Distribution, was {type(components).__name__}")
+    check_not_negative("component_dims", component_dims)
+    if len(components.batch_shape) < component_dims or not components.batch_shape.numel():
+        raise ValueError(
+            f"`components` must have a batch_shape with {component_dims} dimensions of components, "
+            f"was {tuple(components.batch_shape)}"
+        )
+
+
 def _terms_and_dtype(
     components: torch_dist.Distribution, value: Tensor, component_dims: int
 ) -> tuple[Terms | str, torch.dtype]:
+    _check_components(components, component_dims)
+    check_tensor("value", value)
     event_shape = components.event_shape
     if value.dim() < 1 or value.shape[1:] != event_shape:
         raise ValueError(
@@ -229,7 +262,12 @@ def _terms_and_dtype(
     coordinates = base.batch_shape[num_batch:]
     num_components = components.batch_shape[:component_dims]
     parameters = {}
-    for name, x in entry.parameters(base).items():
+    found = entry.parameters(base)
+    if not isinstance(found, Mapping) or not found.keys() <= entry.event_dims.keys():
+        raise ValueError(
+            f"`parameters` must return a dict of {', '.join(entry.event_dims)}, was {found!r}"
+        )
+    for name, x in found.items():
         # Some classes keep a parameter without its batch dimensions.
         x = x.reshape((1,) * (rank + entry.event_dims[name] - x.dim()) + x.shape)
         x = _collapse(x, rank)
@@ -274,9 +312,12 @@ def _separate(
     num_components: int,
     dtype: torch.dtype,
 ) -> Terms | str:
-    terms = entry.form(value.to(dtype), **{k: x.to(dtype) for k, x in parameters.items()})
+    parameters = {k: x.to(dtype) for k, x in parameters.items()}
+    terms = call("form", entry.form, value.to(dtype), **parameters)
     if isinstance(terms, str):
         return terms
+    if not isinstance(terms, Terms):
+        raise ValueError(f"`form` must return Terms or a string, was {type(terms).__name__}")
     num_data, num_coordinates, num_features = terms.statistics.shape
     natural = terms.natural.expand(num_components, num_coordinates, num_features)
     log_normalizer = terms.log_normalizer
@@ -334,8 +375,8 @@ def pairwise_log_prob(
         >>> pairwise_log_prob(components, torch.zeros(7, 2)).shape
         torch.Size([4, 7])
     """
-    shape = components.batch_shape[:component_dims]
     terms, dtype = _terms_and_dtype(components, value, component_dims)
+    shape = components.batch_shape[:component_dims]
     if isinstance(terms, str):
         rows = components.batch_shape[component_dims:]
         if rows.numel() != 1:
@@ -388,6 +429,10 @@ def mixture_log_prob(
         >>> mixture_log_prob(components, torch.zeros(3)).exp().round(decimals=3)
         tensor([2., 2., 2.])
     """
+    _check_components(components, 1)
+    check_tensor("value", value)
+    if chunk_size is not None:
+        check_positive("chunk_size", chunk_size)
     event_shape = components.event_shape
     own = components.batch_shape[1:]
     rows = value.shape[: value.dim() - len(event_shape)]

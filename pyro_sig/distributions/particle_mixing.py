@@ -10,6 +10,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_sig.distributions._checks import check_tensor, expanded_shape, shape_of
+
 __all__ = ["ParticleMixing"]
 
 
@@ -46,6 +48,7 @@ class ParticleMixing(TorchDistribution):
         if not isinstance(particles, Tensor) or particles.dim() < 1 or not len(particles):
             was = tuple(particles.shape) if isinstance(particles, Tensor) else type(particles)
             raise ValueError(f"`particles` must be of shape [M, *event_shape], was {was}")
+        check_tensor("particles", particles)
         self.particles = particles
         super().__init__(torch.Size(), particles.shape[1:], validate_args=validate_args)
 
@@ -62,7 +65,7 @@ class ParticleMixing(TorchDistribution):
         new = self._get_checked_instance(ParticleMixing, _instance)
         new.particles = self.particles
         super(ParticleMixing, new).__init__(
-            torch.Size(batch_shape), self.event_shape, validate_args=False
+            expanded_shape(self.batch_shape, batch_shape), self.event_shape, validate_args=False
         )
         new._validate_args = self._validate_args
         return new
@@ -73,7 +76,7 @@ class ParticleMixing(TorchDistribution):
         :param sample_shape: shape of independent draws to the left of the batch shape.
         :return: a tensor of shape ``[*sample_shape, *batch_shape, *event_shape]``.
         """
-        shape = torch.Size(sample_shape) + self.batch_shape
+        shape = shape_of("sample_shape", sample_shape) + self.batch_shape
         index = torch.randint(len(self.particles), shape, device=self.particles.device)
         return self.particles[index]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +11,19 @@ from pyro.distributions import Empirical
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from pyro_sig.distributions._checks import check_tensor, shape_of
 from pyro_sig.distributions.components import component_log_prob, run_conditional
 from pyro_sig.distributions.pairwise import pairwise_log_prob
 
 __all__ = ["PsiPosterior", "resample_psi", "score_psi", "weigh_psi"]
+
+
+def _check_optional(name: str, x: Tensor | None, shape: torch.Size) -> None:
+    if x is None:
+        return
+    check_tensor(name, x)
+    if x.shape != shape:
+        raise ValueError(f"`{name}` must be of shape {tuple(shape)}, was {tuple(x.shape)}")
 
 
 class PsiPosterior(Empirical):
@@ -54,6 +63,28 @@ class PsiPosterior(Empirical):
         moments: tuple[Tensor, Tensor] | None = None,
         validate_args: bool | None = None,
     ) -> None:
+        for name, x in (("samples", samples), ("log_weights", log_weights)):
+            check_tensor(name, x)
+        if samples.dtype == torch.bool or not log_weights.is_floating_point():
+            raise ValueError(
+                "`samples` must be numbers and `log_weights` of floating point, were "
+                f"{samples.dtype} and {log_weights.dtype}"
+            )
+        if log_weights.dim() < 1 or samples.shape[: log_weights.dim()] != log_weights.shape:
+            raise ValueError(
+                "`samples` must be of shape [*rows, M, *psi_event_shape] and `log_weights` of "
+                f"[*rows, M], were {tuple(samples.shape)} and {tuple(log_weights.shape)}"
+            )
+        if not log_weights.numel():
+            raise ValueError(f"`log_weights` must not be empty, was {tuple(log_weights.shape)}")
+        batch, event = log_weights.shape[:-1], samples.shape[log_weights.dim() :]
+        _check_optional("log_evidence", log_evidence, batch)
+        _check_optional("effective_sample_size", effective_sample_size, batch)
+        if moments is not None:
+            if not isinstance(moments, tuple) or len(moments) != 2:
+                raise ValueError(f"`moments` must be mean and variance, was {moments!r}")
+            for x in moments:
+                _check_optional("moments", x, batch + event)
         if not (log_weights < math.inf).all():
             raise ValueError("`log_weights` must not be NaN or plus infinity, were in some entries")
         log_sum = log_weights.logsumexp(-1)
@@ -77,6 +108,14 @@ class PsiPosterior(Empirical):
         """All values of the event shape."""
         return constraints.independent(constraints.real, len(self.event_shape))
 
+    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        """Draws from the weighted draws of psi.
+
+        :param sample_shape: shape of independent draws to the left of the rows.
+        :return: a tensor of shape ``[*sample_shape, *rows, *psi_event_shape]``.
+        """
+        return super().sample(shape_of("sample_shape", sample_shape))
+
     @property
     def mean(self) -> Tensor:
         """Posterior mean, of shape ``[*rows, *psi_event_shape]``."""
@@ -88,7 +127,8 @@ class PsiPosterior(Empirical):
         return super().variance if self._moments is None else self._moments[1]
 
     def __repr__(self) -> str:
-        least = float(self.effective_sample_size.min())
+        sizes = self.effective_sample_size
+        least = float(sizes.min()) if sizes.numel() else math.nan
         return (
             f"PsiPosterior(batch_shape={tuple(self.batch_shape)}, "
             f"event_shape={tuple(self.event_shape)}, least effective_sample_size={least:.1f})"
@@ -218,6 +258,7 @@ def resample_psi(chunks: Iterable[tuple[Tensor, Tensor]], num_draws: int) -> Psi
 
 def _weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
     """Sums [C, rows or 1, E] over C by weights [C, rows]."""
+    weights = weights.to(values.dtype)
     if values.shape[1] == 1:
         return weights.mT @ values.squeeze(1)
     return (weights.unsqueeze(-1) * values).sum(0)

@@ -15,6 +15,16 @@ from torch.distributions import Distribution, constraints
 from torch.utils.checkpoint import checkpoint
 
 from pyro_sig._rank_sum import all_reduce_logsumexp, check_same, own_share
+from pyro_sig.distributions._checks import (
+    call,
+    check_function,
+    check_inside,
+    check_not_negative,
+    check_tensor,
+    check_value,
+    expanded_shape,
+    shape_of,
+)
 from pyro_sig.distributions.backward_modes import (
     BackwardReport,
     Responsibility,
@@ -79,6 +89,11 @@ class _Automatic:
 
 
 _AUTOMATIC = _Automatic()
+
+
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"`{name}` must be True or False, was {value!r}")
 
 
 def _check_backward(
@@ -203,19 +218,13 @@ class SemiImplicit(TorchDistribution):
     ) -> None:
         if not isinstance(mixing, Distribution):
             raise ValueError(f"`mixing` must be a Distribution, was {type(mixing).__name__}")
-        if not callable(conditional) or isinstance(conditional, Distribution):
-            raise ValueError(
-                "`conditional` must be a callable psi -> Distribution, was "
-                f"{type(conditional).__name__}"
-            )
+        check_function("conditional", conditional, "a callable psi -> Distribution")
         check_positive("num_mixing", num_mixing)
         if chunk_size is not None:
             check_positive("chunk_size", chunk_size)
-        if proposal is not None and (isinstance(proposal, Distribution) or not callable(proposal)):
-            raise ValueError(
-                "`proposal` must be a callable value -> Distribution, was "
-                f"{type(proposal).__name__}"
-            )
+        if proposal is not None:
+            check_function("proposal", proposal, "a callable value -> Distribution")
+        _check_flag("share_draws", share_draws)
         mode = backward_mode(backward)
         if mode is not None:
             _check_backward(backward, mixing, share_draws, proposal)
@@ -246,7 +255,7 @@ class SemiImplicit(TorchDistribution):
             if share_draws:
                 self._draws.psi, self._draws.components = psi, components
         if proposal is not None:
-            proposal(components.sample())  # here, so that its parameters are captured
+            call("proposal", proposal, components.sample())  # here, to capture its parameters
         self._support = mixture_support(components)
         self.has_rsample = mixing.has_rsample and components.has_rsample
         super().__init__(mixing.batch_shape, components.event_shape, validate_args=validate_args)
@@ -324,9 +333,7 @@ class SemiImplicit(TorchDistribution):
         :return: a distribution that also knows the values drawn from this one.
         """
         new = self._get_checked_instance(SemiImplicit, _instance)
-        batch_shape = torch.Size(batch_shape)
-        broadcast_shape(self.batch_shape, batch_shape)
-        return self._copy_to(new, batch_shape)
+        return self._copy_to(new, expanded_shape(self.batch_shape, batch_shape))
 
     def _copy_to(self, new: SemiImplicit, batch_shape: torch.Size) -> SemiImplicit:
         for name, x in vars(self).items():
@@ -348,6 +355,8 @@ class SemiImplicit(TorchDistribution):
         :raises ValueError: for ``num_mixing < 1``.
         """
         check_positive("num_mixing", num_mixing)
+        if share_draws is not None:
+            _check_flag("share_draws", share_draws)
         new = self._copy_to(SemiImplicit.__new__(SemiImplicit), self.batch_shape)
         if not isinstance(self.mixing, ParticleMixing):
             new.num_mixing, new._draws = num_mixing, _Draws()
@@ -364,7 +373,7 @@ class SemiImplicit(TorchDistribution):
         mixing = self.mixing
         if mixing.batch_shape != self.batch_shape:
             mixing = mixing.expand(self.batch_shape)
-        noise = sample_noise(mixing, sample_shape)
+        noise = sample_noise(mixing, shape_of("sample_shape", sample_shape))
         psi = push_noise(mixing, noise)
         conditional = run_conditional(self.conditional, psi, len(mixing.event_shape))
         value = getattr(conditional, method)()
@@ -396,6 +405,7 @@ class SemiImplicit(TorchDistribution):
         :return: a tensor of shape ``[*sample_shape, *batch_shape, *mixing.event_shape]``.
         :raises ValueError: if the value was not drawn from this distribution.
         """
+        check_tensor("value", value)
         origin = self._lineage.find(value)
         if origin is None:
             raise ValueError(
@@ -439,6 +449,7 @@ class SemiImplicit(TorchDistribution):
         elif psi_0 is None:
             origin = None
         else:
+            self._check_psi_0(psi_0, value)
             conditional = run_conditional(self.conditional, psi_0, len(self.mixing.event_shape))
             noise = None if isinstance(self.mixing, Implicit) else psi_0
             origin = Origin(psi_0, conditional, noise)
@@ -497,6 +508,8 @@ class SemiImplicit(TorchDistribution):
         :param int reinterpreted_batch_ndims: how many, by default all.
         :return: an independent distribution of fewer batch dimensions.
         """
+        if reinterpreted_batch_ndims is not None:
+            check_not_negative("reinterpreted_batch_ndims", reinterpreted_batch_ndims)
         independent = super().to_event(reinterpreted_batch_ndims)
         if isinstance(independent, Independent):
             independent.__class__ = _IndependentRows
@@ -523,6 +536,8 @@ class SemiImplicit(TorchDistribution):
         """Log of the mean density, and the log-density of the psi where these lack rsample."""
         if not isinstance(self.mixing, ParticleMixing):
             refuse_mcmc("a SemiImplicit", "freeze it: to_mixture(num_mixing)")
+        if not value.numel():  # no rows, which torch's laws of vectors cannot score
+            return torch.zeros(self._rows(value), device=value.device), 0.0
         if self.proposal is not None:
             return self._proposed(value, origin), 0.0
         if isinstance(self.mixing, ParticleMixing):
@@ -645,7 +660,10 @@ class SemiImplicit(TorchDistribution):
         assert self.proposal is not None
         rows = self._rows(value)
         value = value.expand(rows + self.event_shape)
-        law, tau = noise_law(self.mixing.expand(rows)), self.proposal(value)
+        law = noise_law(self.mixing.expand(rows))
+        tau = call("proposal", self.proposal, value)
+        if not isinstance(tau, Distribution):
+            raise ValueError(f"`proposal` must return a Distribution, was {type(tau).__name__}")
         if tau.batch_shape != rows or tau.event_shape != law.event_shape or not tau.has_rsample:
             raise ValueError(
                 f"`proposal` must return a distribution of batch_shape {tuple(rows)} and "
@@ -776,26 +794,17 @@ class SemiImplicit(TorchDistribution):
     # ----------------------------------------------------------------------------------- validation
 
     def _validate_sample(self, value: Tensor) -> None:
-        if not isinstance(value, Tensor):
-            raise ValueError(f"`value` must be a tensor, was {type(value).__name__}")
-        event = value.shape[max(0, value.dim() - len(self.event_shape)) :]
-        if event != self.event_shape:
-            raise ValueError(
-                f"`value` must end in event_shape {tuple(self.event_shape)}, was of shape "
-                f"{tuple(value.shape)}"
-            )
-        try:
-            broadcast_shape(value.shape[: value.dim() - len(event)], self.batch_shape)
-        except ValueError:
-            raise ValueError(
-                f"`value` must have leading dimensions that broadcast with batch_shape "
-                f"{tuple(self.batch_shape)}, was of shape {tuple(value.shape)}"
-            ) from None
+        check_value(value, self.event_shape, self.batch_shape)
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError("`value` must be finite, was NaN or infinite in some entries")
-        inside = self._support.check(value)
-        if not inside.all():
+        check_inside(value, self._support, "conditional's")
+
+    def _check_psi_0(self, psi_0: Tensor, value: Tensor) -> None:
+        check_tensor("psi_0", psi_0)
+        event = self.mixing.event_shape
+        rows, own = self._rows(value), psi_0.shape[: max(0, psi_0.dim() - len(event))]
+        if psi_0.shape != own + event or rows[len(rows) - len(own) :] != own:
             raise ValueError(
-                f"`value` must lie in the conditional's support {self._support}, was "
-                f"{value[~inside].flatten()[:3].tolist()} in some entries"
+                f"`psi_0` must be of shape {tuple(rows + event)}, one psi for each row of the "
+                f"value, was {tuple(psi_0.shape)}"
             )

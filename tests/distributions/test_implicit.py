@@ -55,7 +55,7 @@ def test_expanded_draws_are_independent():
 
 def test_expand_must_broadcast():
     psi = Implicit(add_row, standard(2), 2, inputs=torch.zeros(3, 2))
-    with pytest.raises(ValueError, match="cannot be broadcast"):
+    with pytest.raises(ValueError, match="`batch_shape` must be one that"):
         psi.expand([4])
     assert psi.expand([4, 3]).own_batch_shape == (3,)
 
