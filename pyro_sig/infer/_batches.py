@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pyro_sig._program_run import is_function
 from pyro_sig._random_state import random_state, set_random_state
 
 __all__ = ["Arguments", "Cycle", "arguments_of"]
@@ -31,7 +32,7 @@ def arguments_of(batches: Any) -> Callable[[int], Arguments]:
         return lambda step: fixed
     if hasattr(batches, "__iter__") and not isinstance(batches, (str, bytes)):
         return Cycle(batches)
-    if callable(batches):
+    if is_function(batches) and not isinstance(batches, nn.Module):
         return lambda step: as_arguments(batches(step))
     raise ValueError(
         "`batches` must be a tensor, a tuple or dict of arguments, an iterable of batches or a "

@@ -224,7 +224,8 @@ def stream_psi(
 
     def chunk(trace: Trace) -> tuple[Tensor, Tensor]:
         scores = _log_prob(runs, trace)  # [chunk, *plates]
-        return messenger.rows_of_atoms(runs.psi_name, scores.dim() - 1), scores
+        psi = messenger.rows_of_atoms(runs.psi_name, scores.dim() - 1)
+        return psi.to(scores), scores  # far data are scored in double precision
 
     def chunks() -> Iterator[tuple[Tensor, Tensor]]:
         yield chunk(runs.first)

@@ -31,7 +31,14 @@ class WholeSetUp:
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         try:
-            super()._setup_prototype(*args, **kwargs)  # type: ignore[misc]
+            try:
+                super()._setup_prototype(*args, **kwargs)  # type: ignore[misc]
+            except RuntimeError as error:
+                if "found no latent variables" not in str(error):
+                    raise
+                raise ValueError(
+                    "`model` must have a latent site, had none: use no_guide"
+                ) from error
             check_continuous(self.prototype_trace)
             self._set_up(args, kwargs)
         except BaseException:

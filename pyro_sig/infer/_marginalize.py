@@ -74,10 +74,12 @@ class PairwiseEmission(TorchDistribution):
         terms: Terms,
         inner_shape: torch.Size,
         batch_shape: Sequence[int],
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.emission = emission
         self.terms = terms
         self.inner_shape = inner_shape
+        self.dtype = dtype  # of what its scores are contracted with, if with anything
         super().__init__(torch.Size(batch_shape), emission.event_shape, validate_args=False)
 
     @constraints.dependent_property
@@ -87,7 +89,8 @@ class PairwiseEmission(TorchDistribution):
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> PairwiseEmission:  # noqa: ANN401
         """Returns the same scores, broadcast to another batch shape."""
-        return PairwiseEmission(self.emission, self.terms, self.inner_shape, batch_shape)
+        shape = self.inner_shape
+        return PairwiseEmission(self.emission, self.terms, shape, batch_shape, self.dtype)
 
     def _validate(self, value: Tensor) -> None:
         if self.emission._validate_args:
@@ -132,6 +135,8 @@ class PairwiseEmission(TorchDistribution):
         # One column per datum: the enumerated index is on the left in the program.
         with full_precision(statistics.device):
             scores = torch.addmm((-log_normalizer).unsqueeze(-1), natural, statistics.mT) + carrier
+        # Far data are scored in double precision.
+        scores = scores.to(self.dtype or scores.dtype)
         return scores.reshape(self.inner_shape).expand(self.batch_shape)
 
 
@@ -191,6 +196,8 @@ class MarginalizeImplicit(Messenger):
         self.atoms: dict[str, tuple[Tensor, int]] = {}
         self._indices: dict[tuple, tuple[int, Tensor, str]] = {}
         self._dims: dict[tuple, int] = {}
+        self._device: torch.device | None = None  # of the draws, as their type
+        self._dtype: torch.dtype | None = None
 
     def __enter__(self) -> MarginalizeImplicit:
         self.implicit_sites.clear()
@@ -198,10 +205,13 @@ class MarginalizeImplicit(Messenger):
         self.atoms.clear()
         self._indices.clear()
         self._dims.clear()
+        self._device = self._dtype = None
         return super().__enter__()
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if msg["is_observed"]:
+            if not msg["infer"].get("_deterministic"):
+                self._meet_data(msg)
             if self.max_plate_nesting < float("inf"):
                 self._refuse_other_plates(msg)
                 self._score_by_product(msg)
@@ -229,6 +239,7 @@ class MarginalizeImplicit(Messenger):
             ones = (1,) * (-dim - 1 - len(own))
             psi = psi.reshape(psi.shape[:1] + ones + psi.shape[1:])
             self.atoms[name] = psi, len(fn.event_shape)
+        self._device, self._dtype = psi.device, psi.dtype
         msg["fn"] = Atoms(fn.batch_shape, fn.event_shape, validate_args=False)
         msg["value"] = psi
         msg["is_observed"] = True  # nothing is left to infer: no guide site is missed
@@ -290,6 +301,19 @@ class MarginalizeImplicit(Messenger):
 
     # -------------------------------------------------------------------------------- emissions
 
+    def _meet_data(self, msg: dict[str, Any]) -> None:
+        """Checks that data can meet the draws; makes numbers of what is true or false."""
+        value = msg["value"]
+        if self._device is None or not isinstance(value, Tensor):
+            return
+        if value.device != self._device or value.layout != torch.strided:
+            raise ValueError(
+                f"`obs` of site {msg['name']!r} must be a dense tensor on {self._device}, where "
+                f"the implicit draws are, was {value.layout} on {value.device}"
+            )
+        if value.dtype == torch.bool:
+            msg["value"] = value.to(self._dtype)
+
     def _refuse_other_plates(self, msg: dict[str, Any]) -> None:
         """Checks that data that depend on an index have the plates of its sites."""
         batch_shape = getattr(msg["fn"], "batch_shape", ())
@@ -312,12 +336,24 @@ class MarginalizeImplicit(Messenger):
         if component_dims < 1 or fn.batch_shape[:component_dims].numel() == 1:
             return  # depends on no index
         shape = fn.batch_shape[component_dims:] + fn.event_shape
+        _check_shape(name, value, shape)
         rows = value.expand(shape).reshape(-1, *fn.event_shape)
         terms = pairwise_terms(fn, rows, component_dims)
         if isinstance(terms, Terms):
-            msg["fn"] = PairwiseEmission(fn, terms, fn.batch_shape, fn.batch_shape)
+            shape = fn.batch_shape
+            dtype = self._dtype if self.largest_draw is None else None  # by Pyro's enumeration
+            msg["fn"] = PairwiseEmission(fn, terms, shape, shape, dtype)
         else:
             self.broadcast_sites[name] = terms
+
+
+def _check_shape(name: str, value: Tensor, shape: torch.Size) -> None:
+    lengths = zip(reversed(value.shape), reversed(shape), strict=False)
+    if value.dim() > len(shape) or any(own not in (1, size) for own, size in lengths):
+        raise ValueError(
+            f"`obs` of site {name!r} must have the shape {tuple(shape)} of its distribution and "
+            f"plates, was {tuple(value.shape)}"
+        )
 
 
 def refuse_guided_sites(messenger: MarginalizeImplicit, guide_trace: Trace) -> None:

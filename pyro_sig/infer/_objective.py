@@ -23,6 +23,7 @@ from pyro_sig.distributions import Implicit, ParticleMixing, SemiImplicit
 from pyro_sig.distributions.components import component_log_prob
 from pyro_sig.distributions.lineage import Origin
 from pyro_sig.distributions.mixing_noise import noise_law
+from pyro_sig.infer._checks import check_elbo, check_number
 
 __all__ = [
     "Draw",
@@ -132,7 +133,8 @@ class InnerNetworks:
     """
 
     def __init__(self, make: Callable[..., nn.Module], learning_rate: float) -> None:
-        self.make, self.learning_rate = make, learning_rate
+        self.make = make
+        self.learning_rate = check_number("learning_rate", learning_rate)
         self.networks: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self._waiting: dict[str, Any] = {}
@@ -194,6 +196,7 @@ class SemiImplicitObjective(ELBO):
         vectorize_particles: bool = True,
         max_plate_nesting: float = float("inf"),
     ) -> None:
+        check_elbo(num_particles, max_plate_nesting, vectorize_particles)
         super().__init__(
             num_particles=num_particles,
             max_plate_nesting=max_plate_nesting,

@@ -17,6 +17,7 @@ from pyro_sig.distributions.components import (
     run_conditional,
 )
 from pyro_sig.distributions.mixing_noise import noise_law, push_noise
+from pyro_sig.infer._checks import check_sizes
 from pyro_sig.infer._objective import Draw, InnerNetworks, batch_law, one_law, real_noise
 from pyro_sig.infer._standardize import Standardize
 from pyro_sig.infer.path_gradient import PathGradient_ELBO, ScoreEstimator
@@ -29,13 +30,13 @@ class _Proposal(nn.Module):
     """A conditional flow over the noise: a normal given z, then affine couplings given z."""
 
     def __init__(
-        self, rows: Tensor, noise: Tensor, hidden_dims: Sequence[int], num_layers: int
+        self, rows: Tensor, noise: Tensor, hidden_dims: list[int], num_layers: int
     ) -> None:
         super().__init__()
         options: dict[str, Any] = {"device": rows.device, "dtype": rows.dtype}
         size, context = noise.shape[-1], rows.shape[-1]
         self.standardize = Standardize(rows[0])
-        self.encoder = Encoder(context, list(hidden_dims), size, nn.SiLU, **options)
+        self.encoder = Encoder(context, hidden_dims, size, nn.SiLU, **options)
         half = size // 2
         self.couplings = nn.ModuleList()
         if half:
@@ -43,7 +44,7 @@ class _Proposal(nn.Module):
                 net = ConditionalDenseNN(
                     half,
                     context,
-                    list(hidden_dims),
+                    hidden_dims,
                     [size - half, size - half],
                     nonlinearity=nn.SiLU(),
                 )
@@ -99,7 +100,11 @@ class ImportanceScore(ScoreEstimator):
     ) -> None:
         super().__init__()
         check_positive("num_importance", num_importance)
+        check_positive("num_layers", num_layers)
         check_positive("inner_steps", inner_steps)
+        hidden_dims = check_sizes("hidden_dims", hidden_dims)
+        if not hidden_dims:
+            raise ValueError("`hidden_dims` must have at least one size, was empty")
         self.num_importance, self.inner_steps = num_importance, inner_steps
         self.inner = {
             "proposal": InnerNetworks(

@@ -19,8 +19,10 @@ from pyro.ops.tensor_utils import periodic_repeat
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
+from pyro_sig._program_run import check_program
 from pyro_sig.distributions import Implicit, SemiImplicit
 from pyro_sig.distributions.components import check_positive
+from pyro_sig.infer._checks import check_callable, check_flag, check_number, check_sizes
 from pyro_sig.infer._guide_parts import (
     WholeSetUp,
     location_and_scale,
@@ -92,17 +94,20 @@ class AutoLocalSemiImplicit(WholeSetUp, AutoGuide):
     ) -> None:
         sizes = [("num_mixing", num_mixing), ("context_dim", context_dim)]
         sizes += [("noise_dim", noise_dim)] if noise_dim is not None else []
-        for name, size in [*sizes, *(("hidden_dims", size) for size in hidden_dims)]:
+        for name, size in sizes:
             check_positive(name, size)
-        if encoder is not None and not callable(encoder):
-            raise ValueError(f"`encoder` must be callable, was {type(encoder).__name__}")
-        if not init_scale > 0:
-            raise ValueError(f"`init_scale` must be positive, was {init_scale!r}")
+        check_program("model", model)
+        check_callable("encoder", encoder, optional=True)
+        check_callable("init_loc_fn", init_loc_fn, module=False)
+        check_callable("create_plates", create_plates, optional=True)
+        check_flag("share_draws", share_draws)
+        hidden_dims = check_sizes("hidden_dims", hidden_dims)
+        init_scale = check_number("init_scale", init_scale, positive=True)
         super().__init__(InitMessenger(init_loc_fn)(model), create_plates=create_plates)
         self.encoder = encoder
-        self.noise_dim, self.hidden_dims = noise_dim, list(hidden_dims)
+        self.noise_dim, self.hidden_dims = noise_dim, hidden_dims
         self.num_mixing, self.context_dim = num_mixing, context_dim
-        self.share_draws, self.init_scale = share_draws, float(init_scale)
+        self.share_draws, self.init_scale = share_draws, init_scale
 
     # ------------------------------------------------------------------------------------- set-up
 
@@ -143,13 +148,24 @@ class AutoLocalSemiImplicit(WholeSetUp, AutoGuide):
             )
             deep_setattr(self.networks, name, network)
 
+    def _create_plates(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        if self.create_plates is None:
+            return super()._create_plates(*args, **kwargs)
+        try:
+            return super()._create_plates(*args, **kwargs)
+        except (AssertionError, TypeError) as error:  # Pyro asserts what they are
+            raise ValueError(
+                "`create_plates` must take the arguments of the model and return a plate or an "
+                f"iterable of plates, but: {error}"
+            ) from error
+
     def _encoded(self, site: dict[str, Any]) -> bool:
         """A site outside of all plates has no row of features."""
         return self.encoder is not None and any(f.vectorized for f in site["cond_indep_stack"])
 
     def _features(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         assert self.encoder is not None
-        features = self.encoder(*args, **kwargs)
+        features: Any = self.encoder(*args, **kwargs)
         if not isinstance(features, Tensor) or features.dim() < 1:
             was = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise ValueError(f"`encoder` must return features of shape [*rows, F], was {was}")

@@ -15,8 +15,10 @@ from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
+from pyro_sig._program_run import check_program
 from pyro_sig.distributions import Implicit, LowRankAffine, SemiImplicit, TriangularAffine
 from pyro_sig.distributions.components import check_positive
+from pyro_sig.infer._checks import check_callable, check_flag, check_number, check_sizes
 from pyro_sig.infer._guide_parts import (
     WholeSetUp,
     location_and_scale,
@@ -104,20 +106,23 @@ class AutoSemiImplicit(WholeSetUp, AutoContinuous):
         for name, size in (("noise_dim", noise_dim), ("rank", rank)):
             if size is not None:
                 check_positive(name, size)
-        for size in hidden_dims or ():
-            check_positive("hidden_dims", size)
+        check_program("model", model)
+        check_callable("init_loc_fn", init_loc_fn, module=False)
+        if hidden_dims is not None:
+            hidden_dims = check_sizes("hidden_dims", hidden_dims)
         check_positive("num_mixing", num_mixing)
-        if covariance not in (None, *_COVARIANCES):
+        if not (covariance is None or (isinstance(covariance, str) and covariance in _COVARIANCES)):
             raise ValueError(
                 f"`covariance` must be one of {', '.join(_COVARIANCES)}, was {covariance!r}"
             )
-        if not (isinstance(init_scale, (int, float)) and init_scale > 0):
-            raise ValueError(f"`init_scale` must be positive, was {init_scale!r}")
+        check_flag("share_draws", share_draws)
+        check_flag("find_scale", find_scale)
+        init_scale = check_number("init_scale", init_scale, positive=True)
         super().__init__(model, init_loc_fn=init_loc_fn)
         self.noise_dim, self.hidden_dims = noise_dim, hidden_dims
         self.num_mixing, self.share_draws = num_mixing, share_draws
         self.covariance, self.rank = covariance, rank
-        self.init_scale = float(init_scale)
+        self.init_scale = init_scale
         self.find_scale = find_scale
         self.scale_report = None
         self._given_model = (model,)  # in a tuple: no submodule, as in Pyro's own guides

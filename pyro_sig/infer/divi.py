@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_sig.distributions.components import check_positive
+from pyro_sig.infer._checks import check_sizes
 from pyro_sig.infer._objective import Draw, InnerNetworks, one_law
 from pyro_sig.infer._standardize import Standardize
 from pyro_sig.infer.path_gradient import PathGradient_ELBO, ScoreEstimator
@@ -59,6 +60,7 @@ class DenoisingScore(ScoreEstimator):
     ) -> None:
         super().__init__()
         check_positive("inner_steps", inner_steps)
+        hidden_dims = check_sizes("hidden_dims", hidden_dims)
         self.inner_steps = inner_steps
         self.inner = {
             "score": InnerNetworks(lambda rows: _ScoreNetwork(rows, hidden_dims), learning_rate)

@@ -9,6 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_sig._program_run import first_call
+from pyro_sig.infer._checks import (
+    check_callable,
+    check_integer,
+    check_number,
+    check_tensor,
+)
+
 __all__ = ["ScaleReport", "find_scale"]
 
 # Draws behind each evidence bound: its standard error is about 0.1 sqrt(D) where a Gaussian fits.
@@ -64,20 +72,34 @@ class _Target:
     def __init__(self, log_density: Callable[[Tensor], Tensor]) -> None:
         self.log_density = log_density
         self.num_evaluations = 0
+        self._met = False
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         self.num_evaluations += len(z)
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            log_p = self.log_density(z)
-            if log_p.shape != z.shape[:1]:
+            log_p = self._evaluate(z)
+            if not isinstance(log_p, Tensor) or log_p.shape != z.shape[:1]:
+                was = tuple(log_p.shape) if isinstance(log_p, Tensor) else type(log_p).__name__
                 raise ValueError(
-                    "`log_density` must map [B, D] to [B], "
-                    f"was {tuple(z.shape)} to {tuple(log_p.shape)}"
+                    f"`log_density` must map [B, D] to [B], was {tuple(z.shape)} to {was}"
                 )
-            (grad,) = torch.autograd.grad(log_p.sum(), z)
+            grad = None
+            if log_p.requires_grad:
+                (grad,) = torch.autograd.grad(log_p.sum(), z, allow_unused=True)
+            if grad is None:
+                raise ValueError(
+                    "`log_density` must be differentiable, but returned a tensor without a "
+                    "gradient to its argument"
+                )
         bad = ~(log_p.isfinite() & grad.isfinite().all(-1))
         return log_p.detach().masked_fill(bad, -math.inf), grad.masked_fill(bad.unsqueeze(-1), 0.0)
+
+    def _evaluate(self, z: Tensor) -> Any:  # noqa: ANN401 - whatever a caller's function returns
+        if self._met:
+            return self.log_density(z)
+        self._met = True
+        return first_call("log_density", self.log_density, z)
 
     def elbo(self, loc: Tensor, tril: Tensor, noise: Tensor) -> float:
         """Evidence bound of a Gaussian, the noise given so that bounds can be compared."""
@@ -151,15 +173,16 @@ def find_scale(
         >>> (tril.diagonal() / scale).log().abs().max() < 0.2
         tensor(True)
     """
+    check_callable("log_density", log_density)
+    check_tensor("init_loc", init_loc)
     if init_loc.dim() not in (1, 2) or not init_loc.numel():
         raise ValueError(f"`init_loc` must be of shape [D] or [S, D], was {tuple(init_loc.shape)}")
-    if not init_scale > 0:
-        raise ValueError(f"`init_scale` must be positive, was {init_scale}")
-    for name, size in (("num_iterations", num_iterations), ("num_updates", num_updates)):
-        if size < 0:
-            raise ValueError(f"`{name}` must be zero or positive, was {size}")
-    if num_draws is not None and num_draws < 2:
-        raise ValueError(f"`num_draws` must be at least 2, was {num_draws}")
+    init_scale = check_number("init_scale", init_scale, positive=True)
+    check_integer("num_iterations", num_iterations)
+    check_integer("num_updates", num_updates)
+    if num_draws is not None:
+        check_integer("num_draws", num_draws, least=2)
+    check_integer("seed", seed, least=-math.inf)
     generator = torch.Generator(device=init_loc.device).manual_seed(seed)
     target = _Target(log_density)
     starts = init_loc.detach().reshape(-1, init_loc.shape[-1])

@@ -15,9 +15,11 @@ from pyro.infer import ELBO, SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoContinuous
 from torch import Tensor
 
+from pyro_sig._program_run import check_program, check_takes
 from pyro_sig.diagnostics import effective_share, log_importance_weights, pareto_k_hat
 from pyro_sig.diagnostics.pareto import k_hat_verdict
 from pyro_sig.distributions.components import check_positive
+from pyro_sig.infer._checks import check_callable, check_number, describe
 from pyro_sig.infer._mapped_elbo import MappedELBO
 from pyro_sig.infer._potential import unconstrained_log_density
 from pyro_sig.infer.auto_semi_implicit import AutoSemiImplicit
@@ -123,15 +125,17 @@ def fit(
     start = time.perf_counter()
     if budget is None:
         budget = _BUDGET if max_seconds is None else sys.maxsize
-    check_positive("budget", budget)
-    if max_seconds is not None and not max_seconds > 0:
-        raise ValueError(f"`max_seconds` must be positive, was {max_seconds}")
+    check_program("model", model)
+    if guide is not None:
+        check_program("guide", guide)
     if learning_rate is None:
         learning_rate = getattr(loss, "guide_learning_rate", _LEARNING_RATE)
-    if not learning_rate > 0:
-        raise ValueError(f"`learning_rate` must be positive, was {learning_rate}")
-    if not 0 <= annealing <= 1:
-        raise ValueError(f"`annealing` must be between 0 and 1, was {annealing}")
+    _check_loss(loss, args, kwargs)
+    check_positive("budget", budget)
+    if max_seconds is not None:
+        max_seconds = check_number("max_seconds", max_seconds, positive=True, finite=False)
+    learning_rate = check_number("learning_rate", learning_rate, positive=True)
+    annealing = check_number("annealing", annealing, most=1)
     guide = _fresh_guide(model) if guide is None else guide
     with torch.no_grad(), poutine.block():
         guide(*args, **kwargs)  # finds the scale
@@ -166,10 +170,27 @@ def fit(
     return Fit(guide, history, mean, schedule.level, k_hat, report)
 
 
+def _check_loss(loss: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401
+    if loss is not None and not isinstance(loss, ELBO):
+        check_callable("loss", loss)
+        check_takes("loss", loss, None, None, *args, **kwargs)
+
+
 class _BoundSVI(SVI):
-    """Steps with arguments of its own."""
+    """Steps with arguments of its own, and looks at what a function in place of an ELBO returns."""
 
     arguments: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
+
+    def __init__(self, model: Any, guide: Any, optim: Any, loss: Any) -> None:
+        super().__init__(model, guide, optim, loss)
+        if not isinstance(loss, ELBO):
+            self._unchecked, self.loss_and_grads = self.loss_and_grads, self._checked
+
+    def _checked(self, *args: Any, **kwargs: Any) -> Tensor:
+        value: Any = self._unchecked(*args, **kwargs)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise ValueError(f"`loss` must return a scalar tensor, returned {describe(value)}")
+        return value
 
     def step(self) -> Any:
         args, kwargs = self.arguments

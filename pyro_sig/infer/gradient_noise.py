@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_sig._program_run import check_takes
 from pyro_sig.distributions.components import check_positive
+from pyro_sig.infer._checks import check_callable, describe
 
 __all__ = ["GradientNoise", "gradient_noise"]
 
@@ -64,13 +67,17 @@ def gradient_noise(
     check_positive("num_repeats", num_repeats)
     if num_repeats < 2:
         raise ValueError(f"`num_repeats` must be at least 2, was {num_repeats}")
-    wanted = list(parameters)
+    check_callable("loss_fn", loss_fn)
+    check_takes("loss_fn", loss_fn)
+    wanted = _tensors("parameters", parameters)
     if not wanted:
         raise ValueError("`parameters` must hold at least one tensor, was empty")
-    truth = None if exact is None else _flat(wanted, list(exact))
+    if not all(w.requires_grad for w in wanted):
+        raise ValueError("`parameters` must require a gradient, but some do not")
+    truth = None if exact is None else _flat(wanted, _tensors("exact", exact))
     mean, squares = torch.zeros((), dtype=torch.float64), 0.0
     for repeat in range(1, num_repeats + 1):  # Welford's recursion: nothing cancels
-        grads = torch.autograd.grad(loss_fn(), wanted, allow_unused=True)
+        grads = torch.autograd.grad(_scalar(loss_fn()), wanted, allow_unused=True)
         grad = _flat(wanted, list(grads))
         change = grad - mean
         mean = mean + change / repeat
@@ -85,7 +92,28 @@ def gradient_noise(
     return GradientNoise(mean_square, variance, ratio, bias, (variance / num_repeats) ** 0.5 / size)
 
 
-def _flat(wanted: list[Tensor], grads: list[Tensor | None]) -> Tensor:
+def _tensors(name: str, given: Iterable[Tensor]) -> list[Tensor]:
+    # A tensor can be gone through too, but its rows are no parameters.
+    tensors = list(given) if isinstance(given, Iterable) and not _is_array(given) else [None]
+    if not all(isinstance(tensor, Tensor) for tensor in tensors):
+        raise ValueError(f"`{name}` must be an iterable of tensors, was {describe(given)}")
+    return tensors  # type: ignore[return-value]
+
+
+def _is_array(value: object) -> bool:
+    return isinstance(value, (Tensor, np.ndarray))
+
+
+def _scalar(loss: Tensor) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        raise ValueError(
+            "`loss_fn` must return a scalar tensor with a gradient to the parameters, returned "
+            f"{describe(loss)}"
+        )
+    return loss
+
+
+def _flat(wanted: list[Tensor], grads: Sequence[Tensor | None]) -> Tensor:
     """One vector in double precision on the CPU; 0 for what has no gradient."""
     if len(grads) != len(wanted) or any(
         g is not None and g.shape != w.shape for w, g in zip(wanted, grads, strict=False)

@@ -57,6 +57,8 @@ class History(Mapping[str, list[float]]):
 
         :param losses: losses by name.
         """
+        if not isinstance(losses, Mapping):
+            raise ValueError(f"`losses` must be losses by name, was {losses!r}")
         for name in losses:
             self._losses.setdefault(name, [math.nan] * self.num_steps)
         for name, values in self._losses.items():

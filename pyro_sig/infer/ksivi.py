@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_sig.infer._checks import check_elbo, check_number
 from pyro_sig.infer._objective import Joint, SemiImplicitObjective
 
 __all__ = ["KSIVI"]
@@ -62,13 +63,14 @@ class KSIVI(SemiImplicitObjective):
         bandwidth: float | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        if kernel not in ("imq", "rbf"):
+        if not isinstance(kernel, str) or kernel not in ("imq", "rbf"):
             raise ValueError(f"`kernel` must be 'imq' or 'rbf', was {kernel!r}")
-        if statistic not in ("u", "v"):
+        if not isinstance(statistic, str) or statistic not in ("u", "v"):
             raise ValueError(f"`statistic` must be 'u' or 'v', was {statistic!r}")
-        if bandwidth is not None and not bandwidth > 0:
-            raise ValueError(f"`bandwidth` must be positive, was {bandwidth}")
+        if bandwidth is not None:
+            bandwidth = check_number("bandwidth", bandwidth, positive=True)
         kwargs.setdefault("num_particles", 100)
+        check_elbo(**kwargs)
         if kwargs["num_particles"] < 2:
             raise ValueError(
                 f"`num_particles` must be at least 2: draws are compared in pairs; was "

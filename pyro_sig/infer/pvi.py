@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_sig.distributions import ParticleMixing
+from pyro_sig.infer._checks import check_number
 from pyro_sig.infer._objective import Joint
 from pyro_sig.infer.path_gradient import PathGradient_ELBO
 
@@ -64,10 +65,8 @@ class PVI(PathGradient_ELBO):
         noise: float = 1e-4,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        if not step_size > 0:
-            raise ValueError(f"`step_size` must be positive, was {step_size}")
-        if noise < 0:
-            raise ValueError(f"`noise` must be zero or positive, was {noise}")
+        step_size = check_number("step_size", step_size, positive=True)
+        noise = check_number("noise", noise)
         kwargs.setdefault("num_particles", 100)
         super().__init__(**kwargs)
         self.step_size, self.noise = step_size, noise

@@ -17,6 +17,7 @@ from pyro_sig.distributions import BackwardReport, PsiPosterior, Responsibility,
 from pyro_sig.distributions.backward_modes import backward_mode
 from pyro_sig.distributions.components import check_positive
 from pyro_sig.distributions.psi_posterior import resample_psi, weigh_psi
+from pyro_sig.infer._checks import check_elbo
 from pyro_sig.infer._direct_bound import direct_bound, large_bound, stream_psi
 from pyro_sig.infer._marginalize import (
     MarginalizeImplicit,
@@ -105,6 +106,7 @@ class SIG_ELBO(TraceEnum_ELBO):
             check_positive("chunk_size", chunk_size)
         self._mode = backward_mode(backward)
         own_share(num_mixing, mixing_group)
+        check_elbo(**kwargs)
         self.mixing_group = mixing_group
         super().__init__(**kwargs)
         self.num_mixing = num_mixing

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_sig.infer._bad_site import find_bad_site
 from pyro_sig.infer._batches import Cycle, arguments_of
+from pyro_sig.infer._checks import check_flag, describe
 from pyro_sig.infer._gradient_guard import BadGradient, GradientGuard
 from pyro_sig.infer._progress_bar import NoProgress, ProgressBar
 from pyro_sig.infer._run_state import RunState
@@ -211,7 +212,12 @@ def train(
         raise ValueError(
             f'`on_non_finite` must be "raise", "skip" or "ignore", was {on_non_finite!r}'
         )
-    given = list(callbacks) if isinstance(callbacks, Iterable) else [None]
+    check_flag("check_training", check_training)
+    is_path = isinstance(checkpoint, (str, os.PathLike)) and str(checkpoint) != ""
+    if checkpoint is not None and not is_path:
+        raise ValueError(f"`checkpoint` must be the path of a folder, was {describe(checkpoint)}")
+    iterable = isinstance(callbacks, Iterable) and not isinstance(callbacks, torch.Tensor)
+    given = list(callbacks) if iterable else [None]
     calls = _check_callbacks(given, callbacks)
 
     history = History()
@@ -238,6 +244,8 @@ def train(
             meter = ProgressBar(num_steps, description, done)
         for step in range(done, num_steps):
             args, kwargs = arguments(step)
+            if step == done and isinstance(inference, torch.optim.Optimizer):
+                _check_closure(inference, args)
             check = TrainingCheck() if step == done and check_training else None
             skipped: list[str] = []
             with ExitStack() as stack:
@@ -290,6 +298,14 @@ def train(
         if run is not None:
             run.close()
     return history
+
+
+def _check_closure(optimizer: torch.optim.Optimizer, args: tuple) -> None:
+    if not all(map(callable, args)):
+        raise ValueError(
+            "`inference` must have a `step` that takes the batches, as SVI has, but was an "
+            f"optimiser, {type(optimizer).__name__}, which takes a function"
+        )
 
 
 def _nothing(history: History, inference: Any) -> dict[str, float]:

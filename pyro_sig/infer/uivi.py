@@ -14,6 +14,7 @@ from pyro_sig.distributions.components import (
     run_conditional,
 )
 from pyro_sig.distributions.mixing_noise import noise_law, push_noise
+from pyro_sig.infer._checks import check_integer, check_number
 from pyro_sig.infer._objective import Draw, batch_law, real_noise
 from pyro_sig.infer.path_gradient import PathGradient_ELBO, ScoreEstimator
 
@@ -54,10 +55,8 @@ class HMCScore(ScoreEstimator):
         super().__init__()
         for name, size in (("num_samples", num_samples), ("num_leapfrog", num_leapfrog)):
             check_positive(name, size)
-        if num_burn < 0:
-            raise ValueError(f"`num_burn` must be zero or positive, was {num_burn}")
-        if not step_size > 0:
-            raise ValueError(f"`step_size` must be positive, was {step_size}")
+        check_integer("num_burn", num_burn)
+        step_size = check_number("step_size", step_size, positive=True)
         self.num_burn, self.num_samples = num_burn, num_samples
         self.num_leapfrog = num_leapfrog
         self.first_step_size = step_size

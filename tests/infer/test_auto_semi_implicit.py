@@ -449,6 +449,9 @@ def test_pickling_leaves_out_a_local_model():
         ({"hidden_dims": [0]}, "`hidden_dims`"),
         ({"covariance": "dense"}, "`covariance` must be one of full, low_rank, diagonal"),
         ({"init_scale": 0.0}, "`init_scale`"),
+        ({"hidden_dims": 3}, "`hidden_dims` must be a sequence of positive integers, was 3"),
+        ({"find_scale": None}, "`find_scale` must be True or False, was None"),
+        ({"init_loc_fn": torch.nn.Identity()}, "`init_loc_fn` must be"),
     ],
 )
 def test_bad_arguments(arguments, message):

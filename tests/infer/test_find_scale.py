@@ -236,11 +236,19 @@ def test_pure():
         ({"init_loc": torch.zeros(())}, "`init_loc` must be of shape"),
         ({"init_loc": torch.zeros(0)}, "`init_loc` must be of shape"),
         ({"init_loc": torch.zeros(2, 2, 2)}, "`init_loc` must be of shape"),
-        ({"init_scale": 0.0}, "`init_scale` must be positive"),
-        ({"num_iterations": -1}, "`num_iterations` must be zero or positive"),
-        ({"num_updates": -1}, "`num_updates` must be zero or positive"),
-        ({"num_draws": 1}, "`num_draws` must be at least 2"),
+        ({"init_scale": 0.0}, "`init_scale` must be a positive number"),
+        ({"num_iterations": -1}, "`num_iterations` must be an integer of at least 0"),
+        ({"num_updates": -1}, "`num_updates` must be an integer of at least 0"),
+        ({"num_draws": 1}, "`num_draws` must be an integer of at least 2"),
         ({"log_density": lambda z: z}, r"`log_density` must map \[B, D\] to \[B\]"),
+        ({"log_density": lambda z: None}, r"`log_density` must map .*to NoneType"),
+        ({"log_density": lambda z: z.detach().sum(-1)}, "`log_density` must be differentiable"),
+        (
+            {"log_density": torch.nn.Linear(3, 1)},
+            r"must take .*\(1, 2\).* raised: mat1",
+        ),
+        ({"init_loc": torch.arange(2)}, "`init_loc` must be a dense floating point tensor, was a"),
+        ({"num_iterations": 0.5}, "`num_iterations` must be an integer"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -251,10 +251,14 @@ def test_k_hat_tells_a_guide_that_is_too_narrow():
     ("arguments", "message"),
     [
         ({"budget": 0}, "`budget`"),
-        ({"max_seconds": 0.0}, "`max_seconds` must be positive"),
-        ({"learning_rate": 0.0}, "`learning_rate` must be positive"),
-        ({"annealing": 1.5}, "`annealing` must be between 0 and 1"),
-        ({"annealing": -0.1}, "`annealing` must be between 0 and 1"),
+        ({"max_seconds": 0.0}, "`max_seconds` must be a positive number"),
+        ({"learning_rate": 0.0}, "`learning_rate` must be a positive number"),
+        ({"annealing": 1.5}, "`annealing` must be a number between 0 and 1"),
+        ({"annealing": -0.1}, "`annealing` must be a number between 0 and 1"),
+        ({"guide": AutoNormal}, "`guide` must be a program, .* was the class AutoNormal"),
+        ({"loss": 3}, "`loss` must be callable, was 3"),
+        ({"loss": lambda model: 0.0}, "`loss` must take 3 arguments, but: too many"),
+        ({"loss": lambda *args: None}, "`loss` must return a scalar tensor, returned None"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -554,10 +554,59 @@ def test_recovers_a_normal_law():
 # ----------------------------------------------------------------------------------------- errors
 
 
+def shifted(x):
+    shift = pyro.param("shift", torch.zeros(2))
+    with pyro.plate("data", 3):
+        law = Implicit(lambda e: shift + e, dist.Normal(torch.zeros(2), 1.0).to_event(1), 2)
+        pyro.sample("x", dist.Normal(pyro.sample("psi", law), 0.5).to_event(1), obs=x)
+
+
+OPTIONS = [{}, {"vectorize_particles": True, "num_particles": 2}, {"chunk_size": 4}]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_data_of_other_types(options):
+    elbo = SIG_ELBO(8, max_plate_nesting=1, **options)
+    pyro.set_rng_seed(0)
+    expected = elbo.loss(shifted, no_guide, torch.eye(3)[:, :2])
+    for x in (torch.eye(3).bool()[:, :2], torch.eye(3).long()[:, :2], torch.eye(3).double()[:, :2]):
+        pyro.set_rng_seed(0)
+        # Sums of six log-densities, each rounded in single precision.
+        assert elbo.loss(shifted, no_guide, x) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_far_data_are_scored_in_every_way(options):
+    elbo = SIG_ELBO(8, max_plate_nesting=1, **options)
+    x = torch.full((3, 2), 1e6)
+    loss = elbo.loss_and_grads(shifted, no_guide, x)
+    # Draws of some units beside 1e6: minus the log-density is its square over 2 * 0.25.
+    assert loss == pytest.approx(6 * 1e12 / 0.5, rel=1e-4)
+    if elbo.num_particles == 1:
+        assert elbo.psi_posterior(shifted, no_guide, x)["psi"].mean.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(3, 2, device="meta"), "must be a dense tensor on cpu.*on meta"),
+        (torch.eye(3)[:, :2].to_sparse(), "must be a dense tensor on cpu.*sparse"),
+        (torch.zeros(4, 2), r"must have the shape \(3, 2\).*was \(4, 2\)"),
+        (torch.zeros(2, 3, 2), r"must have the shape \(3, 2\).*was \(2, 3, 2\)"),
+    ],
+)
+def test_data_that_do_not_meet_the_draws(x, message):
+    with pytest.raises(ValueError, match=f"`obs` of site 'x' {message}"):
+        SIG_ELBO(5, max_plate_nesting=1).loss(shifted, no_guide, x)
+
+
 @pytest.mark.parametrize("bad", [0, -3, 1.5, None])
 def test_num_mixing_must_be_positive(bad):
     with pytest.raises(ValueError, match="`num_mixing` must be a positive integer, was"):
         SIG_ELBO(bad)
+    for options in ({"num_particles": 0}, {"max_plate_nesting": -1}, {"vectorize_particles": 2}):
+        with pytest.raises(ValueError, match=f"`{next(iter(options))}` must be"):
+            SIG_ELBO(5, **options)
     with pytest.raises(ValueError, match="`chunk_size` must be a positive integer, was 0"):
         SIG_ELBO(5, chunk_size=0)
 
