@@ -22,7 +22,7 @@ from pyro_sig.adversarial._joint_runs import (
 )
 from pyro_sig.adversarial._tap import Given, Tap
 from pyro_sig.adversarial._units import finish_rows, subsampling, unit_mask, unit_rows, whole_units
-from pyro_sig.adversarial.views import Value, as_parts, as_value
+from pyro_sig.adversarial.views import Value, as_data, as_parts, as_value
 
 __all__ = ["AVBDraw", "AVBRuns"]
 
@@ -173,7 +173,7 @@ class AVBRuns:
         if self._plates:
             first = model.nodes[(self._shown or self._latents)[0]]
             mask = whole_units(unit_mask(first, self._plates | {_PARTICLES}))
-        data = [self._data_rows(model.nodes[name]) for name in self._shown]
+        data = [self._data_rows(name, model) for name in self._shown]
         real, fake = (
             finish_rows([self._rows(run.nodes[n], run.nodes[n]["value"]) for n in z], mask)
             for run in (other, guide)
@@ -247,9 +247,11 @@ class AVBRuns:
         plates = self._plates | {_PARTICLES}
         return unit_rows(site, value, len(site["fn"].event_shape), plates)
 
-    def _data_rows(self, site: dict[str, Any]) -> Tensor:
+    def _data_rows(self, name: str, model: Tap) -> Tensor:
+        site = model.nodes[name]
         law = site["fn"]
-        data = torch.as_tensor(site["value"]).expand(law.batch_shape + law.event_shape)
+        latent = model.nodes[self._latents[0]]["value"]
+        data = as_data(name, site["value"], law.batch_shape + law.event_shape, latent)
         rows = self._rows(site, data)
         return finish_rows([rows], unit_mask(site, self._plates | {_PARTICLES}))[0]
 

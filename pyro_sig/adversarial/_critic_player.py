@@ -56,7 +56,8 @@ class CriticPlayer:
             )
         if isinstance(penalties, Penalty):
             penalties = (penalties,)
-        given = list(penalties) if isinstance(penalties, Iterable) else [None]
+        iterable = isinstance(penalties, Iterable) and not isinstance(penalties, Tensor)
+        given = list(penalties) if iterable else [None]
         if not all(isinstance(penalty, Penalty) for penalty in given):
             raise ValueError(
                 f"`penalties` must be a sequence such as [penalties.R1(1.0)], was {penalties!r}"
@@ -69,7 +70,8 @@ class CriticPlayer:
         self._row_wise = not conditional and is_row_wise(critic)
         self._points = gradient_points(self.penalties)
         self._trained = [p for p in critic.parameters() if p.requires_grad]
-        self._fitting: set[str] = set()  # critics, by name, that have taken what they are shown
+        # Critics, by name, that have taken what they are shown, of these types.
+        self._fitting: set[tuple[Any, ...]] = set()
         self._storages = {_storage(p) for p in critic.parameters()}
         self._warn()
 
@@ -149,7 +151,8 @@ class CriticPlayer:
         args: tuple,
         kwargs: Mapping[str, Any],
     ) -> Any:  # noqa: ANN401
-        if name in self._fitting:
+        kind = (name, *(getattr(part, "dtype", None) for part in parts))
+        if kind in self._fitting:
             return critic(*parts, *args, **kwargs)
         try:
             scores = critic(*parts, *args, **kwargs)
@@ -163,7 +166,7 @@ class CriticPlayer:
                 f"`{name}` must take {len(parts) + len(args)} values of shape {shapes}, but "
                 f"raised: {error}"
             ) from error
-        self._fitting.add(name)
+        self._fitting.add(kind)
         return scores
 
     def loss(self, score: Scorer, real: Value, fake: Value) -> Tensor:

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from pyro.infer import ELBO, Trace_ELBO
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_sig._elbo_state import elbo_state, load_elbo_state
+from pyro_sig._program_run import is_function
 from pyro_sig.adversarial._tap import Tap
 from pyro_sig.adversarial.balance import Balance
 
@@ -46,7 +47,9 @@ class ElboTerm:
         self.weight: float | Callable[[int], float] | Balance
         if weight == "balance":
             self.weight = Balance()
-        elif isinstance(weight, Balance) or (callable(weight) and not isinstance(weight, type)):
+        elif isinstance(weight, Balance) or (
+            callable(weight) and is_function(weight) and not isinstance(weight, nn.Module)
+        ):
             self.weight = weight
         else:
             self.weight = _check_weight(

@@ -10,10 +10,10 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
 from pyro_sig._program_player import ProgramPlayer
-from pyro_sig._program_run import modules_run
+from pyro_sig._program_run import is_function, modules_run
 from pyro_sig.adversarial._critic_player import CriticPlayer, Scorer
 from pyro_sig.adversarial._critic_trainer import CriticTrainer
-from pyro_sig.adversarial._trainer import check_integer
+from pyro_sig.adversarial._trainer import check_flag, check_integer
 from pyro_sig.adversarial.objectives import NonSaturating, Objective
 from pyro_sig.adversarial.penalties import Penalty, gradient_points
 from pyro_sig.adversarial.views import Value, as_parts
@@ -52,13 +52,14 @@ class Game(CriticTrainer):
         compile_networks: bool,
     ) -> None:
         super().__init__(autocast)
+        _check_conditional(conditional)
         objective = NonSaturating() if objective is None else objective
         self._program = ProgramPlayer(optim, ema)
         self._critic = CriticPlayer(critic, critic_optim, objective, penalties, bool(conditional))  # type: ignore[arg-type]
         self.conditional = conditional
         self.critic_steps = check_integer("critic_steps", critic_steps, least=1)
         self.unroll = check_integer("unroll", unroll, least=0)
-        self.compile_networks = compile_networks
+        self.compile_networks = check_flag("compile_networks", compile_networks)
         self._check_compilation()
 
     @property
@@ -252,6 +253,14 @@ class Game(CriticTrainer):
     def __repr__(self) -> str:
         parts = [repr(self.objective), *map(repr, self.penalties), *self._options()]
         return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def _check_conditional(conditional: Any) -> None:  # noqa: ANN401
+    if not isinstance(conditional, bool) and not is_function(conditional):
+        raise ValueError(
+            "`conditional` must be True, False or a function of the program's arguments, was "
+            f"{type(conditional).__name__}"
+        )
 
 
 def _detach(value: Value) -> Value:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyro_sig._program_run import modules_run
+from pyro_sig._program_run import first_call, modules_run
 from pyro_sig._random_state import preserved_random_state
 from pyro_sig.adversarial._elbo_term import ElboTerm
 from pyro_sig.adversarial._tap import ReleasedRun, Tap
@@ -75,6 +75,7 @@ class Runs:
         self.term = term
         self._precision = precision
         self._shared: _SharedPsi | None = None
+        self._viewed = False
 
     def prepare(
         self, args: tuple, kwargs: dict[str, Any]
@@ -121,7 +122,7 @@ class Runs:
         with ReleasedRun() as run, self._precision():
             self.model(*args, **kwargs)
         with self._precision():
-            seen = self.view(run if isinstance(self.view, View) else run.trace())
+            seen = self._see(run)
         if not (isinstance(seen, (tuple, list)) and len(seen) == 2):
             raise ValueError(
                 f"`view` must return what the critic sees as a pair (real, fake), was {seen!r}"
@@ -133,6 +134,15 @@ class Runs:
             plates = self.view.plates if isinstance(self.view, View) else None
             num_units = len(as_parts(real)[0]) * subsampling(site, plates)
         return Draw(real, fake, run.params, num_units=num_units)
+
+    def _see(self, run: ReleasedRun) -> Any:  # noqa: ANN401 - whatever a caller's function returns
+        if isinstance(self.view, View):
+            return self.view(run)
+        assert self.view is not None
+        if self._viewed:
+            return self.view(run.trace())
+        self._viewed = True
+        return first_call("view", self.view, run.trace())
 
     def _draw_shared(self, shared: _SharedPsi, args: tuple, kwargs: dict[str, Any]) -> Draw | None:
         """Runs the bound and takes the psi that it drew as the draws; None where they do not do."""

@@ -230,14 +230,15 @@ def check_scores(name: str, loss: Callable[[], Tensor]) -> None:
     :raises ValueError: if it raises, or is not finite.
     """
     try:
-        value = float(loss())
+        value = complex(loss())
     except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise ValueError(
             f"`estimator` must score the {name} by its `elbo`, but raised: {error}"
         ) from error
-    if not math.isfinite(value):
+    if value.imag or not math.isfinite(value.real):
         raise ValueError(
-            f"`estimator` must give the {name} a finite density, but its bound was {-value}"
+            f"`estimator` must give the {name} a finite density, but its bound was "
+            f"{-value if value.imag else -value.real}"
         )

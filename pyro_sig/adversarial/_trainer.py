@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from pyro.optim import PyroOptim
+from torch import Tensor
 
 from pyro_sig._program_player import ProgramPlayer
+from pyro_sig._program_run import is_function
 
-__all__ = ["Stateful", "Trainer", "check_callable", "check_integer"]
+__all__ = ["Stateful", "Trainer", "check_callable", "check_flag", "check_integer"]
 
 
 class Stateful(Protocol):
@@ -136,9 +139,26 @@ def check_integer(name: str, value: int, least: int) -> int:
 
 
 def check_callable(name: str, value: Any, optional: bool = False) -> None:  # noqa: ANN401
-    """Checks that something can be called, or is None where this will do.
+    """Checks that something is a function or a module, or None where this will do.
 
     :raises ValueError: if it is neither.
     """
-    if not callable(value) and not (optional and value is None):
-        raise ValueError(f"`{name}` must be callable, was {type(value).__name__}")
+    if not is_function(value) and not (optional and value is None):
+        was = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        must_be = "a function or a module" if callable(value) else "callable"
+        raise ValueError(f"`{name}` must be {must_be}, was {was}")
+
+
+def check_flag(name: str, value: Any) -> bool:  # noqa: ANN401
+    """Returns a switch.
+
+    :raises ValueError: unless it is True or False.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"`{name}` must be True or False, was {_described(value)}")
+    return bool(value)
+
+
+def _described(value: Any) -> str:  # noqa: ANN401
+    shaped = isinstance(value, (Tensor, np.ndarray))  # whose words take many lines
+    return f"{type(value).__name__} of shape {tuple(value.shape)}" if shaped else repr(value)

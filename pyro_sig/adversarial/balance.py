@@ -73,6 +73,10 @@ class Balance:
         :return: the weight, a scalar.
         :raises ValueError: if no parameter has both.
         """
+        for name, gradients in (("adversarial", adversarial), ("bound", bound)):
+            if not isinstance(gradients, (list, tuple)):
+                was = type(gradients).__name__
+                raise ValueError(f"`{name}` must be a sequence of gradients or None, was {was}")
         pairs = [
             (a, b)
             for a, b in zip(adversarial, bound, strict=True)
@@ -83,6 +87,8 @@ class Balance:
                 '`elbo_weight` must not be "balance" where no parameter of the model has a '
                 "gradient from both the critic and the bound; give a number"
             )
+        if not all(isinstance(g, Tensor) for pair in pairs for g in pair):
+            raise ValueError("`adversarial` and `bound` must hold tensors or None, held others")
         norms = [torch.stack(torch._foreach_norm(list(g))).norm() for g in zip(*pairs, strict=True)]
         if self._adversarial is None or self._bound is None:
             self._adversarial, self._bound = norms

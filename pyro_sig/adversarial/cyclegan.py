@@ -13,7 +13,7 @@ from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
 from pyro_sig._program_player import ProgramPlayer
-from pyro_sig._program_run import modules_run
+from pyro_sig._program_run import check_takes, first_call, modules_run
 from pyro_sig._random_state import preserved_random_state
 from pyro_sig.adversarial._critic_player import CriticPlayer, Scorer, check_critic
 from pyro_sig.adversarial._critic_trainer import CriticTrainer
@@ -124,6 +124,8 @@ class CycleGAN(CriticTrainer):
         check_callable("forward", forward)
         check_callable("backward", backward)
         check_callable("cycle_distance", cycle_distance, optional=True)
+        if cycle_distance is not None:
+            check_takes("cycle_distance", cycle_distance, None, None)
         check_critic(critic_x, "critic_x")
         check_critic(critic_y, "critic_y")
         _refuse_shared("critic_y", critic_y, "critic_x", critic_x)
@@ -268,7 +270,7 @@ class CycleGAN(CriticTrainer):
 
     def _translate(self, name: str, program: Translator, rows: Tensor, like: Tensor) -> Tensor:
         """Runs a translator; `like` has rows of the domain that it translates to."""
-        fake = program(rows)
+        fake = program(rows) if self._prepared else first_call(name, program, rows)
         if not isinstance(fake, Tensor) or not fake.is_floating_point():
             was = fake.dtype if isinstance(fake, Tensor) else type(fake).__name__
             raise ValueError(f"`{name}` must return a floating point tensor, but returned {was}")
@@ -290,6 +292,11 @@ class CycleGAN(CriticTrainer):
             if not (isinstance(batch, Tensor) and batch.is_floating_point()):
                 was = batch.dtype if isinstance(batch, Tensor) else type(batch).__name__
                 raise ValueError(f"`{name}` must be a floating point tensor, was {was}")
+            if batch.layout != torch.strided or batch.is_meta:
+                raise ValueError(
+                    f"`{name}` must be a dense tensor that holds numbers, was {batch.layout} on "
+                    f"{batch.device}"
+                )
             if not batch.dim() or not len(batch):
                 raise ValueError(f"`{name}` must have rows, was of shape {tuple(batch.shape)}")
         if self.identity_weight and x.shape[1:] != y.shape[1:]:

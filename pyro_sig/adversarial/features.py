@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_sig._program_run import first_call
+
 __all__ = ["critic_features"]
 
 
@@ -36,6 +38,11 @@ def critic_features(critic: nn.Module, *values: Tensor) -> Tensor:
         >>> critic_features(MLP(2, [64, 32], 1), torch.zeros(5, 2)).shape
         torch.Size([5, 32])
     """
+    if not isinstance(critic, nn.Module):
+        raise ValueError(f"`critic` must be a torch module, was {type(critic).__name__}")
+    if not values or not all(isinstance(value, Tensor) and value.dim() for value in values):
+        was = [type(value).__name__ for value in values]
+        raise ValueError(f"`values` must be tensors with rows, one or several, were {was}")
     last: list[Any] = []
 
     def note(layer: nn.Module, inputs: tuple) -> None:
@@ -49,7 +56,7 @@ def critic_features(critic: nn.Module, *values: Tensor) -> Tensor:
     modes = {module: module.training for module in critic.modules()}
     try:
         critic.eval()
-        critic(*values)
+        first_call("critic", critic, *values)
     finally:
         for handle in handles:
             handle.remove()

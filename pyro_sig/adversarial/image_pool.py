@@ -62,6 +62,9 @@ class ImagePool:
         :return: what the critic is to see, with the shape, type and device of `fakes`.
         :raises ValueError: see :class:`ImagePool`.
         """
+        if not isinstance(fakes, Tensor) or not fakes.dim() or fakes.layout != torch.strided:
+            was = tuple(fakes.shape) if isinstance(fakes, Tensor) else type(fakes).__name__
+            raise ValueError(f"`fakes` must be a dense tensor of shape [B, *], was {was}")
         fakes = fakes.detach()
         if not self.size:
             return fakes

@@ -12,7 +12,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
 from pyro_sig._program_player import ProgramPlayer
-from pyro_sig._program_run import modules_run
+from pyro_sig._program_run import is_function, modules_run
 from pyro_sig._random_state import preserved_random_state
 from pyro_sig.adversarial._fitted_student import FittedStudent
 from pyro_sig.adversarial._student import Call, Student
@@ -139,8 +139,8 @@ class LBT(Trainer):
         self.commits = check_integer("commits", commits, least=0)
         self.commit_rate = check_number("commit_rate", commit_rate, positive=True)
         self.weight = weight
-        if not callable(weight):
-            check_number("weight", weight)
+        if not callable(weight) or not is_function(weight) or isinstance(weight, nn.Module):
+            check_number("weight", weight)  # type: ignore[arg-type]
         self.gan = gan
         self.gan_weight = check_number("gan_weight", gan_weight)
         self.clip_norm = clip_norm
@@ -288,7 +288,7 @@ def _make_student(
             )
         return FittedStudent(estimator.fit, elbo)
     pair = tuple(estimator) if isinstance(estimator, (tuple, list)) else (estimator, None)
-    if len(pair) != 2 or not callable(pair[0]) or not (pair[1] is None or callable(pair[1])):
+    if len(pair) != 2 or not is_function(pair[0]) or not (pair[1] is None or is_function(pair[1])):
         raise ValueError(
             "`estimator` must be a pair of programs (model, guide), one model, or an object with "
             f"a method fit, was {estimator!r}"

@@ -61,6 +61,14 @@ def optimal_critic(
         >>> critic(torch.tensor(3.0)) - critic(torch.tensor(1.0))  # slope 1: data is on the right
         tensor(2.)
     """
+    if not isinstance(objective, Objective):
+        raise ValueError(
+            "`objective` must be an Objective such as objectives.NonSaturating(), was "
+            f"{type(objective).__name__}"
+        )
+    for name, law in (("data", data), ("model", model)):
+        if not isinstance(law, Distribution):
+            raise ValueError(f"`{name}` must be a distribution, was {type(law).__name__}")
     if isinstance(objective, Wasserstein):
         for name, law in {"data": data, "model": model}.items():
             if law.batch_shape or law.event_shape:
@@ -68,7 +76,10 @@ def optimal_critic(
                     f"`{name}` must be a law of one real variable for {objective!r}, had batch "
                     f"shape {tuple(law.batch_shape)} and event shape {tuple(law.event_shape)}"
                 )
+        _check_has("cdf", objective, data, model)
         return lambda x: _potential(data, model, x)
+
+    _check_has("log_prob", objective, data, model)
 
     def critic(x: Tensor) -> Tensor:
         log_data, log_model = data.log_prob(x), model.log_prob(x)
@@ -77,6 +88,15 @@ def optimal_critic(
         return objective.optimal_score(ratio)
 
     return critic
+
+
+def _check_has(method: str, objective: Objective, data: Distribution, model: Distribution) -> None:
+    for name, law in (("data", data), ("model", model)):
+        if getattr(type(law), method) is getattr(Distribution, method):
+            raise NotImplementedError(
+                f"`{name}` must have a {method} for {objective!r}, but {type(law).__name__} has "
+                "none"
+            )
 
 
 def _potential(data: Distribution, model: Distribution, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.distributions import Independent
 
+from pyro_sig._program_run import check_takes
 from pyro_sig.adversarial._joint_runs import JointDraw, rows_drawn
 from pyro_sig.adversarial._substitute import substitutes, with_draws
 from pyro_sig.adversarial._tap import Given, Tap
@@ -134,6 +135,8 @@ class VEEGAN(BiGAN):
         )
         self.weight = check_number("weight", weight)
         check_callable("distance", distance, optional=True)
+        if distance is not None:
+            check_takes("distance", distance, None, None)
         self.distance = distance
         self._last = 0.0
 

@@ -116,8 +116,8 @@ class PsiView(View):
 
     :param str site: the site of an :class:`~pyro_sig.distributions.Implicit`, or an observed
         :class:`~pyro_sig.distributions.SemiImplicit`.
-    :raises ValueError: when called, if the site is not one of these, or not exactly one site is
-        observed.
+    :raises ValueError: if `site` is no name; when called, if the site is not one of these, or not
+        exactly one site is observed.
 
     **Source:** Yin and Zhou, *Semi-Implicit Generative Model* (2019), eq. 11 and 12: the critic of
     a GAN-SI sees the psi.
@@ -129,6 +129,8 @@ class PsiView(View):
     """
 
     def __init__(self, site: str) -> None:
+        if not isinstance(site, str):
+            raise ValueError(f"`site` must be the name of a site, was {type(site).__name__}")
         self.site = site
 
     def __repr__(self) -> str:
@@ -211,8 +213,30 @@ def real_rows(name: str, site: dict[str, Any], plates: frozenset[str]) -> Tensor
     :raises ValueError: if the data do not have it.
     """
     fn: Distribution = site["fn"]
-    data = torch.as_tensor(site["infer"]["obs"])
-    shape = fn.batch_shape + fn.event_shape
+    data = as_data(name, site["infer"]["obs"], fn.batch_shape + fn.event_shape, site["value"])
+    return unit_rows(site, data, len(fn.event_shape), plates)
+
+
+def as_data(name: str, obs: Any, shape: torch.Size, like: Tensor) -> Tensor:  # noqa: ANN401
+    """Makes a tensor of what is observed at a site, and compares it with what it stands beside.
+
+    :param str name: of the site.
+    :param obs: what was observed.
+    :param shape: that of its distribution and plates.
+    :param torch.Tensor like: a draw.
+    :raises ValueError: if it is none, of another shape, or elsewhere.
+    """
+    try:
+        data = obs if isinstance(obs, Tensor) else torch.as_tensor(obs, device=like.device)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"`obs` of site {name!r} must be a tensor or numbers, was {type(obs).__name__}"
+        ) from error
+    if data.device != like.device or data.layout != torch.strided:
+        raise ValueError(
+            f"`obs` of site {name!r} must be a dense tensor on {like.device}, as the draws are, "
+            f"was {data.layout} on {data.device}"
+        )
     if data.shape != shape:
         try:
             data = data.expand(shape)
@@ -221,7 +245,7 @@ def real_rows(name: str, site: dict[str, Any], plates: frozenset[str]) -> Tensor
                 f"`obs` of site {name!r} must have the shape {tuple(shape)} of its distribution "
                 f"and plates, was {tuple(data.shape)}"
             ) from None
-    return unit_rows(site, data, len(fn.event_shape), plates)
+    return data
 
 
 def as_value(parts: list[Tensor]) -> Value:

@@ -411,6 +411,8 @@ def test_bad_arguments():
         ("cycle_weight", {"cycle_weight": math.inf}),
         ("identity_weight", {"identity_weight": -1.0}),
         ("cycle_distance", {"cycle_distance": 1.0}),
+        ("cycle_distance", {"cycle_distance": lambda x: x}),
+        ("forward", {"forward": nn.Linear}),
         ("pool_size", {"pool_size": -1}),
         ("pool_size", {"pool_size": 2.0}),
         ("critic_steps", {"critic_steps": 0}),
@@ -429,6 +431,8 @@ def test_bad_batches():
         ((x, None), "y"),
         ((x[:0], y), "x"),
         ((x, torch.tensor(1.0)), "y"),
+        ((x.to("meta"), y), "x"),
+        ((x.double(), y), "x"),
     ]:
         with pytest.raises(ValueError, match=f"`{name}` must"):
             make_cyclegan().step(*wrong)

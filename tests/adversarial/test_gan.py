@@ -12,7 +12,7 @@ from pyro.nn import PyroModule
 from torch import nn
 from torch.nn.functional import softplus
 
-from pyro_sig.adversarial import GAN, Balance, PsiView, objectives, penalties
+from pyro_sig.adversarial import GAN, Balance, PsiView, View, objectives, penalties
 from pyro_sig.adversarial._elbo_term import ElboTerm
 from pyro_sig.distributions import Implicit, SemiImplicit
 from pyro_sig.infer import SIG_ELBO, train
@@ -920,6 +920,11 @@ def test_batch_normalised_critic_warns():
         ({"elbo": Trace_ELBO(), "elbo_weight": math.nan}, "`elbo_weight` must be a number"),
         ({"elbo": "elbo", "elbo_weight": 1.0}, "`elbo` must be an ELBO"),
         ({"view": "psi"}, "`view` must be callable"),
+        ({"view": View}, "`view` must be a function or a module, was the class View"),
+        ({"conditional": "label"}, "`conditional` must be True, False or a function"),
+        ({"compile_networks": None}, "`compile_networks` must be True or False"),
+        ({"penalties": torch.zeros(())}, "`penalties` must be a sequence"),
+        ({"elbo": Trace_ELBO(), "elbo_weight": nn.Identity()}, "`elbo_weight` must be a number"),
         ({"autocast": "bfloat16"}, "`autocast` must be a torch dtype"),
         ({"compile_networks": True, "unroll": 1}, "`compile_networks` must be False"),
         ({"critic": lambda x: x}, "`critic` must be a torch module"),
@@ -933,6 +938,40 @@ def test_bad_arguments(settings, message):
     optim = sgd(params or [nn.Parameter(torch.zeros(1))])
     with pytest.raises(ValueError, match=message):
         GAN(PushForward(), critic, pyro.optim.Adam({}), optim, **settings)
+
+
+def fixed_rows(x):
+    loc = pyro.param("loc", torch.zeros(2))
+    with pyro.plate("data", 3):
+        pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ("text", "must be a tensor or numbers, was str"),
+        (torch.zeros(3, 2, device="meta"), "must be a dense tensor on cpu.*on meta"),
+        (torch.eye(3).to_sparse(), "must be a dense tensor on cpu.*sparse"),
+        (torch.zeros(0, 2), r"must have the shape \(3, 2\).*was \(0, 2\)"),
+    ],
+)
+def test_data_that_a_critic_cannot_compare(x, message):
+    with pytest.raises(ValueError, match=f"`obs` of site 'x' {message}"):
+        make_gan(fixed_rows).step(x)
+
+
+def test_a_type_that_the_critic_does_not_take_is_said_whenever_it_comes():
+    gan = make_gan(fixed_rows)
+    gan.step(torch.zeros(3, 2))
+    for method in (gan.step, gan.evaluate_loss):
+        with pytest.raises(ValueError, match="`critic` must take 1 values of shape"):
+            method(torch.zeros(3, 2, dtype=torch.float64))
+
+
+def test_a_view_of_other_arguments():
+    gan = make_gan(fixed_rows, view=lambda real, fake: (real, fake))
+    with pytest.raises(ValueError, match="`view` must take a Trace, but raised: .*missing 1"):
+        gan.step(torch.zeros(3, 2))
 
 
 def test_schedule_that_returns_no_weight():

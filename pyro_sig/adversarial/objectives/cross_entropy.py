@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_sig.adversarial.objectives.objective import Objective
+from pyro_sig.adversarial.objectives.objective import Objective, is_number
 
 __all__ = ["MaximumLikelihood", "Minimax", "NonSaturating", "ReverseKL"]
 
@@ -112,8 +112,8 @@ class MaximumLikelihood(Minimax):
     """
 
     def __init__(self, max_score: float = 20.0) -> None:
-        if not math.isfinite(max_score):
-            raise ValueError(f"`max_score` must be finite, was {max_score}")
+        if not is_number(max_score) or not math.isfinite(max_score):
+            raise ValueError(f"`max_score` must be finite, was {max_score!r}")
         self.max_score = max_score
 
     def _generator_loss(self, real: Tensor | None, fake: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_sig.adversarial.objectives.divergences import DIVERGENCES, Divergence
-from pyro_sig.adversarial.objectives.objective import Objective
+from pyro_sig.adversarial.objectives.objective import Objective, is_number
 
 __all__ = ["FDivergence"]
 
@@ -75,8 +75,10 @@ class FDivergence(Objective):
         pi: float | None = None,
         heuristic: bool = False,
     ) -> None:
-        if name not in DIVERGENCES:
+        if not isinstance(name, str) or name not in DIVERGENCES:
             raise ValueError(f"`name` must be one of {', '.join(DIVERGENCES)}, was {name!r}")
+        if not isinstance(heuristic, bool):
+            raise ValueError(f"`heuristic` must be True or False, was {type(heuristic).__name__}")
         self.name, self.alpha, self.pi, self.heuristic = name, alpha, pi, heuristic
         entry = DIVERGENCES[name]
         needed = () if isinstance(entry, Divergence) else inspect.signature(entry).parameters
@@ -87,6 +89,8 @@ class FDivergence(Objective):
                 raise ValueError(
                     f"`{parameter}` must be left out for {name!r}, which has none, was {value}"
                 )
+            if value is not None and not is_number(value):
+                raise ValueError(f"`{parameter}` must be a number, was {type(value).__name__}")
         self._row  # noqa: B018 - checks the ranges
 
     @staticmethod

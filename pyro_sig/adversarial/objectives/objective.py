@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from numbers import Real
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Objective"]
+__all__ = ["Objective", "is_number"]
 
 
 class Objective(ABC):
@@ -136,9 +137,16 @@ class Objective(ABC):
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
+def is_number(value: object) -> bool:
+    """Tells whether something is a real number, not a tensor or a truth."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def _scores(name: str, scores: Tensor) -> Tensor:
-    if not isinstance(scores, Tensor) or not scores.is_floating_point():
-        kind = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
+    if not isinstance(scores, Tensor) or not scores.is_floating_point() or scores.is_sparse:
+        kind = type(scores).__name__
+        if isinstance(scores, Tensor):
+            kind = f"{scores.layout} {scores.dtype}" if scores.is_sparse else str(scores.dtype)
         raise ValueError(f"`{name}` must be a floating point tensor of scores, was {kind}")
     if not scores.numel():
         raise ValueError(

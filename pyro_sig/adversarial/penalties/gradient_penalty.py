@@ -48,6 +48,8 @@ class GradientPenalty(Penalty):
     ) -> None:
         self.weight = check_number("weight", weight)
         self.target = check_number("target", target)
+        if not isinstance(one_sided, bool):
+            raise ValueError(f"`one_sided` must be True or False, was {type(one_sided).__name__}")
         self.one_sided = one_sided
 
     def value(self, squared_norm: Tensor) -> Tensor:

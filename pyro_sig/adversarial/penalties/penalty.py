@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from pyro_sig._program_run import first_call, is_function
+
 __all__ = ["Penalty", "gradient_points", "penalize"]
 
 Values = Tensor | tuple[Tensor, ...]
@@ -65,6 +67,10 @@ class Penalty:
 
     def __call__(self, critic: Critic, real: Values, fake: Values) -> Tensor:
         """Return this penalty by itself, as :func:`penalize` does."""
+        if not is_function(critic):
+            raise ValueError(
+                f"`critic` must be a module or a function, was {type(critic).__name__}"
+            )
         return penalize(critic, [self], real, fake)
 
     def __repr__(self) -> str:
@@ -170,7 +176,12 @@ def _squared_norm(critic: Critic, name: str, values: Values, scores: Tensor | No
     with torch.enable_grad():
         if scores is None:
             parts = tuple(part.detach().requires_grad_() for part in parts)
-            scores, score_name = critic(*parts), "`critic`'s scores"
+            score_name = "`critic`'s scores"
+            # What is no module is a trainer's, which has looked at the critic itself.
+            own = isinstance(critic, nn.Module)
+            scores = first_call("critic", critic, *parts) if own else critic(*parts)
+            if not isinstance(scores, Tensor):
+                raise ValueError(f"`critic` must return scores, was {type(scores).__name__}")
         else:
             score_name = f"`{name}_scores`"
             if not all(part.requires_grad for part in parts):
@@ -210,6 +221,9 @@ def _interpolate(real: Values, fake: Values) -> Values:
             f"{shapes[1]} and `real` {shapes[0]}"
         )
     # The parts of a row lie at one point of the line between its real and its fake.
+    if any(x.device != y.device for x, y in zip(reals, fakes, strict=True)):
+        devices = [str(parts[0].device) for parts in (reals, fakes)]
+        raise ValueError(f"`fake` must be on the device of `real`, were {devices[::-1]}")
     alpha = torch.rand(len(reals[0]), device=reals[0].device)
     between = []
     for x, y in zip(reals, fakes, strict=True):
@@ -221,14 +235,17 @@ def _interpolate(real: Values, fake: Values) -> Values:
 def _floating_parts(name: str, values: Values) -> tuple[Tensor, ...]:
     parts = values if isinstance(values, tuple) else (values,)
     for part in parts:
-        if not part.is_floating_point():
+        if not isinstance(part, Tensor) or not part.is_floating_point():
+            was = part.dtype if isinstance(part, Tensor) else type(part).__name__
             raise ValueError(
                 f"`{name}` must be floating point, since a penalty takes a gradient with respect "
-                f"to it, was {part.dtype}"
+                f"to it, was {was}"
             )
     shapes = [list(part.shape) for part in parts]
     if not shapes or [] in shapes or len({shape[0] for shape in shapes}) > 1:
         raise ValueError(f"`{name}` must have the same number of rows in each part, was {shapes}")
+    if not shapes[0][0]:
+        raise ValueError(f"`{name}` must have at least one row, was {shapes}")
     return parts
 
 
@@ -249,7 +266,7 @@ def check_number(name: str, value: float, *, positive: bool = False) -> float:
     least = "positive" if positive else "at least 0"
     try:
         good = math.isfinite(value) and (value > 0 if positive else value >= 0)
-    except TypeError:
+    except (RuntimeError, TypeError, ValueError):  # of tensors and arrays
         good = False
     if not good:
         raise ValueError(f"`{name}` must be a finite number, {least}, was {value!r}")

@@ -60,6 +60,8 @@ def spectral_norm(module: Module, n_power_iterations: int = 1) -> Module:
         raise ValueError(
             f"`n_power_iterations` must be a positive integer, was {n_power_iterations!r}"
         )
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"`module` must be a torch module, was {type(module).__name__}")
     layers = [m for m in module.modules() if isinstance(m, nn.Linear | _ConvNd)]
     layers = [layer for layer in layers if not is_normalised(layer)]
     for layer in layers:
