@@ -36,6 +36,9 @@ def check_group(group: Group = None) -> tuple[int, int]:
             "`group` must be a process group, but none is initialised: call "
             "torch.distributed.init_process_group() first, in a script started by torchrun"
         )
+    outside = isinstance(group, int) and group == dist.GroupMember.NON_GROUP_MEMBER
+    if not (group is None or outside or isinstance(group, dist.ProcessGroup)):
+        raise ValueError(f"`group` must be a process group or None, was {type(group).__name__}")
     rank = dist.get_rank(group)
     if rank < 0:
         raise ValueError(
@@ -155,7 +158,11 @@ def all_reduce_logsumexp(log_sum: Tensor, group: Group = None, reduction: str = 
         >>> dist.destroy_process_group()
     """
     size = check_group(group)[1]
-    if reduction not in ("mean", "sum"):
+    if not isinstance(log_sum, Tensor) or log_sum.layout != torch.strided or log_sum.is_meta:
+        raise ValueError(f"`log_sum` must be a dense tensor, was {type(log_sum).__name__}")
+    if not log_sum.is_floating_point():
+        raise ValueError(f"`log_sum` must be of a floating point type, was {log_sum.dtype}")
+    if not isinstance(reduction, str) or reduction not in ("mean", "sum"):
         raise ValueError(f'`reduction` must be "mean" or "sum", was {reduction!r}')
     total: Any = _LogSumExp.apply(log_sum, group, float(size) if reduction == "mean" else 1.0)
     return total

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["CheckpointError", "CheckpointWarning", "read_file", "write_file"]
+__all__ = ["CheckpointError", "CheckpointWarning", "as_path", "read_file", "write_file"]
 
 VERSION = 1
 _FIRST = b"pyro_sig checkpoint "
@@ -39,7 +39,7 @@ def write_file(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     :raises ValueError: if `state` holds something else.
     :raises OSError: if it cannot be written; the old content is then still there.
     """
-    path = Path(path)
+    path = as_path("path", path)
     content = io.BytesIO()
     torch.save(_plain(state, "state"), content)
     payload = content.getbuffer()
@@ -71,7 +71,8 @@ def read_file(path: str | os.PathLike[str], map_location: Any = None) -> dict[st
         version.
     :raises OSError: if it cannot be opened.
     """
-    with open(path, "rb") as file:
+    location = _location(map_location)
+    with open(as_path("path", path), "rb") as file:
         header, payload = file.readline(200), file.read()
     words = header[len(_FIRST) :].split()
     if not header.startswith(_FIRST) or len(words) != 2 or not words[0].isdigit():
@@ -87,16 +88,54 @@ def read_file(path: str | os.PathLike[str], map_location: Any = None) -> dict[st
             f"cut off or changed: {path}"
         )
     try:
-        state = torch.load(
-            io.BytesIO(payload), map_location=map_location or _here, weights_only=True
-        )
+        state = torch.load(io.BytesIO(payload), map_location=location, weights_only=True)
     except Exception as error:  # unpicklers raise whatever they meet
+        if map_location is not None and _loads_here(payload):
+            raise ValueError(
+                f"`map_location` must be what torch.load takes, was {map_location!r}: {error}"
+            ) from error
         raise CheckpointError(
             f"`path` must hold tensors and plain values only, but could not be read as such: {path}"
         ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"`path` must hold a dict, but held {type(state).__name__}: {path}")
     return state
+
+
+def as_path(name: str, path: str | os.PathLike[str]) -> Path:
+    """Returns a path; a number would be a file that is open already.
+
+    :param str name: the argument's name.
+    :param path: what was passed.
+    :raises ValueError: if it is none.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f"`{name}` must be a path, was {path!r}")
+    return Path(path)
+
+
+def _loads_here(payload: bytes) -> bool:
+    """Tells whether a file is sound, so that the places asked for are what cannot be had."""
+    try:
+        torch.load(io.BytesIO(payload), map_location=_here, weights_only=True)
+    except Exception:  # as above
+        return False
+    return True
+
+
+def _location(map_location: Any) -> Any:
+    """Returns what torch is to be told of the places of tensors."""
+    if map_location is None:
+        return _here
+    try:
+        if not (callable(map_location) or isinstance(map_location, Mapping)):
+            torch.empty(0, device=map_location)
+    except (TypeError, RuntimeError, AssertionError) as error:  # the last without CUDA
+        raise ValueError(
+            f"`map_location` must be None, a device at hand, a dict or a callable, was "
+            f"{map_location!r}: {error}"
+        ) from error
+    return map_location
 
 
 def remove_partial_files(folder: Path) -> None:
@@ -118,13 +157,17 @@ def _plain(value: Any, name: str) -> Any:
     if value is None or isinstance(value, (bool, int, float, complex, str)):
         return value.item() if isinstance(value, np.generic) else value
     if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_meta:
+            raise ValueError(
+                f"`{name}` must be a dense tensor with data, was {value.layout} on {value.device}"
+            )
         # Not a view of a larger storage, which would be saved whole; nor a parameter.
         value = value.detach()
         whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
         return value if whole else value.clone()
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         return torch.from_numpy(value.copy())
     if isinstance(value, (torch.dtype, torch.device)):
         return value

@@ -128,6 +128,8 @@ class Snapshot:
 
 def has_state(value: Any) -> bool:
     """Tells whether an object has a state that can be saved."""
+    if isinstance(value, type):
+        return False
     return isinstance(value, (SVI, torch.Generator, PyroOptim)) or all(
         callable(getattr(value, name, None)) for name in ("state_dict", "load_state_dict")
     )

@@ -6,6 +6,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from pyro_sig.checkpoint._files import (
     CheckpointError,
     CheckpointWarning,
+    as_path,
     read_file,
     remove_partial_files,
     write_file,
@@ -51,7 +53,7 @@ class CheckpointFolder:
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
             raise ValueError(f"`keep` must be a positive integer, was {keep!r}")
         self.keep = keep
-        self.path = Path(path)
+        self.path = as_path("path", path)
         self._shared = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if self._shared:
             self.path /= f"rank-{dist.get_rank()}-of-{dist.get_world_size()}"
@@ -81,6 +83,8 @@ class CheckpointFolder:
 
         :param int step: the number of steps.
         """
+        if isinstance(step, bool) or not isinstance(step, Integral) or step < 0:
+            raise ValueError(f"`step` must be zero or a positive integer, was {step!r}")
         return self.path / f"step-{step:09d}.ckpt"
 
     def steps(self) -> list[int]:
@@ -98,8 +102,11 @@ class CheckpointFolder:
         :return: whether it was written.
         :raises ValueError: if `state` holds what a file cannot.
         """
+        if not isinstance(state, Mapping):
+            raise ValueError(f"`state` must be a dict, was {type(state).__name__}")
+        path = self.file(step)
         try:
-            write_file(self.file(step), state)
+            write_file(path, state)
             for old in self.steps()[: -self.keep]:
                 self.file(old).unlink()
         except OSError as error:

@@ -80,13 +80,14 @@ def data_parallel(inference: Inference, group: Any = None, reduction: str = "mea
         >>> torch.distributed.destroy_process_group()
     """
     held: Any = inference
-    if not callable(getattr(held, "step", None)):
+    bare = isinstance(inference, (type, torch.optim.Optimizer))
+    if bare or not callable(getattr(held, "step", None)):
         raise ValueError(
             f"`inference` must have a method `step`, but was {type(inference).__name__}."
         )
     if isinstance(getattr(held.step, "__self__", None), _DataParallel):
         raise ValueError("`inference` must not be data parallel already")
-    if reduction not in ("mean", "sum"):
+    if not isinstance(reduction, str) or reduction not in ("mean", "sum"):
         raise ValueError(f'`reduction` must be "mean" or "sum", was {reduction!r}')
     held.step = _DataParallel(held, group, reduction).step
     return inference
