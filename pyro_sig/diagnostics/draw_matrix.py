@@ -55,7 +55,10 @@ def draw_matrix(draws: Any, sites: Sequence[str] | None = None) -> Tensor:
     if missing or not names:
         raise ValueError(f"`sites` must be among {sorted(found)}, and not empty, was {names}")
     count = count_draws("draws", {name: found[name] for name in names})
-    return torch.cat([found[name].reshape(count, -1) for name in names], -1)
+    matrix = torch.cat([found[name].reshape(count, -1) for name in names], -1)
+    if not matrix.numel():
+        raise ValueError(f"`draws` must hold a scalar for each draw, but {names} were empty")
+    return matrix
 
 
 def _posterior(data: Any) -> dict[str, np.ndarray]:

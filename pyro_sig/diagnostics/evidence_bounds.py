@@ -15,7 +15,7 @@ from pyro_sig.diagnostics._given_draws import Given, count_draws, tensors_of
 from pyro_sig.diagnostics._guide_parameters import own_parameters, refuse_foreign_parameters
 from pyro_sig.diagnostics._own_draws import OwnDraws, semi_implicit_of
 from pyro_sig.diagnostics._program_sites import Call, scored_sites
-from pyro_sig.diagnostics.guide_density import guide_log_prob
+from pyro_sig.diagnostics.guide_density import score_values
 from pyro_sig.diagnostics.importance import log_importance_weights
 from pyro_sig.distributions.components import check_positive
 
@@ -219,7 +219,13 @@ def weigh_draws(
                     )
             log_p = trace.log_prob_sum()
             with OwnDraws(num_mixing):
-                log_q = guide_log_prob(guide, values, *call.args, **call.kwargs)
+                log_q, scored = score_values(guide, values, *call.args, **call.kwargs)
+            left = [n for n, _ in scored_sites(trace) if n in values and n not in scored]
+            if left:
+                raise ValueError(
+                    f"`posterior` must be None where the guide leaves a latent to the model, here "
+                    f"{left[0]!r}: the guide has no density of it"
+                )
             log_weights.append(torch.as_tensor(log_p).double().cpu() - log_q.double().cpu())
     result = torch.stack(log_weights)
     if not result.isfinite().all():

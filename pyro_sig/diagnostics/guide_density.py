@@ -48,6 +48,13 @@ def guide_log_prob(
         >>> guide_log_prob(guide, {"z": torch.tensor(0.0)})
         tensor(-0.9189)
     """
+    return score_values(guide, values, *args, **kwargs)[0]
+
+
+def score_values(
+    guide: Callable[..., Any], values: Mapping[str, Tensor], *args: Any, **kwargs: Any
+) -> tuple[Tensor, set[str]]:
+    """Scores as :func:`guide_log_prob`, and says which values the guide has a density of."""
     check_callable("guide", guide)
     values = _numbers(values)
     if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
@@ -66,8 +73,11 @@ def guide_log_prob(
                 f"`values` must hold one for every site that `guide` draws, held none of {name!r}"
                 + (", from which an automatic guide makes others" * bool(parts))
             )
+    scored = mapped | (set(values) & set(trace.nodes))
+    if not scored:
+        raise ValueError(f"`guide` must draw one of {list(values)} at least, but drew none.")
     try:
-        return torch.as_tensor(trace.log_prob_sum())
+        return torch.as_tensor(trace.log_prob_sum()), scored
     except ValueError as error:  # under validation
         raise ValueError(
             f"`values` must lie in the support of the sites that `guide` draws, but: {error}"

@@ -194,6 +194,23 @@ def test_bad_arguments_raise(arguments, problem):
         evidence_bounds(model, guide_of(1.0), **{"num_samples": 2, **arguments})
 
 
+def test_no_upper_bound_where_the_guide_leaves_a_latent():
+    """The model's density of that latent would have nothing to cancel with."""
+
+    def two():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("w", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.tensor(0.5))
+
+    def guide():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    exact = {"z": torch.zeros(3), "w": torch.zeros(3)}
+    assert evidence_bounds(two, guide, num_samples=2).lower.isfinite().all()
+    with pytest.raises(ValueError, match="`posterior` must be None where the guide leaves.* 'w'"):
+        evidence_bounds(two, guide, num_samples=2, posterior=exact)
+
+
 def test_no_upper_bound_of_a_semi_implicit_model():
     def estimated():
         prior = SemiImplicit(dist.Normal(0.0, 1.0), lambda psi: dist.Normal(psi, 1.0), 5)

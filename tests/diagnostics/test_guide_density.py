@@ -97,6 +97,7 @@ def test_gradients_reach_the_values():
         # Broadcast, its rows would all be scored.
         (None, {"z": torch.zeros(3, 2)}, r"`values` must hold 'z' in its shape \(2,\).*\(3, 2\)"),
         (None, {"z": -torch.ones(2)}, "`values` must lie in the support"),
+        (lambda: None, {"z": torch.ones(2)}, r"`guide` must draw one of \['z'\] at least"),
     ],
 )
 def test_bad_values_raise(guide, values, problem):

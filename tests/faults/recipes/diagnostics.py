@@ -135,7 +135,7 @@ def is_mode_coverage(result, modes, **_):
 
 
 def is_matrix(result, **_):
-    assert result.dim() == 2 and result.numel() and result.is_floating_point()
+    assert result.dim() == 2 and result.numel() and not result.is_complex()
 
 
 def are_scores(result, **_):
@@ -358,7 +358,6 @@ RECIPES: dict[str, Recipe] = {
     "diagnostics.guide_log_prob": Recipe(
         lambda guide, values: diagnostics.guide_log_prob(guide, values, DATA),
         lambda: {"guide": guide, "values": {"z": torch.zeros(2)}},
-        # A program that draws nothing has the density one.
         check=is_scalar,
     ),
     "diagnostics.guide_log_prob, value": Recipe(
