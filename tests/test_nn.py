@@ -227,3 +227,47 @@ def test_stacked_digits_are_within_the_range_of_pixels():
 def test_stacked_digits_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "x, message",
+    [
+        ([0.0], "must be a dense tensor, was list"),
+        (torch.eye(3).to_sparse(), "must be a dense tensor, was torch.sparse_coo"),
+        (torch.zeros(2, 3, dtype=torch.float64), "must be of the network's torch.float32, was"),
+        (torch.zeros(2, 3, dtype=torch.long), "must be of the network's torch.float32, was"),
+        (
+            torch.zeros(2, 3, device="meta"),
+            "must be on the device of the network, cpu, was on meta",
+        ),
+    ],
+)
+def test_input_of_another_kind(x, message):
+    for network in (MLP(3, [4], 2), DCGANGenerator(3, 1, 8, 2)):
+        with pytest.raises(ValueError, match=message):
+            network(x)
+
+
+def test_half_an_input_under_autocast():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert MLP(3, [4], 2)(torch.zeros(2, 3, dtype=torch.bfloat16)).shape == (2, 2)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), None, "relu", nn.Linear, lambda: 3])
+def test_what_makes_no_activation(activation):
+    with pytest.raises(ValueError, match="`activation` must"):
+        MLP(3, [4], 2, activation)
+
+
+@pytest.mark.parametrize("make", [partial(MLP, 3, [4], 2), partial(DCGANCritic, 1, 8, 2)])
+def test_parameters_that_cannot_be_made(make):
+    with pytest.raises(ValueError, match="`device` must be a device at hand, was 'nowhere'"):
+        make(device="nowhere")
+    with pytest.raises(ValueError, match="`dtype` must be a floating point type, was torch.int64"):
+        make(dtype=torch.int64)
+
+
+def test_joint_takes_numbers_without_features():
+    assert Joint(MLP(2, [4], 1))(torch.zeros(5), torch.zeros(5, 1)).shape == (5, 1)
+    with pytest.raises(ValueError, match="`values` must be tensors"):
+        Joint(MLP(2, [4], 1))(torch.zeros(5, 1), None)

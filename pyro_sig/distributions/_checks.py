@@ -92,6 +92,8 @@ def expanded_shape(own: torch.Size, batch_shape: Sequence[int]) -> torch.Size:
     """
     shape = shape_of("batch_shape", batch_shape)
     extra = len(shape) - len(own)
+    if not own or shape == own:
+        return shape
     if extra < 0 or any(a not in (1, b) for a, b in zip(own, shape[extra:], strict=True)):
         raise ValueError(
             f"`batch_shape` must be one that {tuple(own)} can be expanded to, was {tuple(shape)}"
@@ -149,13 +151,16 @@ def check_value(value: Any, event_shape: torch.Size, batch_shape: torch.Size) ->
     :raises ValueError: unless it is a tensor of shape ``[*, *batch_shape, *event_shape]``.
     """
     check_tensor("value", value)
-    num_rows = max(0, value.dim() - len(event_shape))
-    if value.shape[num_rows:] != event_shape:
+    shape = value.shape
+    num_rows = max(0, len(shape) - len(event_shape))
+    if shape[num_rows:] != event_shape:
         raise ValueError(
             f"`value` must end in event_shape {tuple(event_shape)}, was of shape "
             f"{tuple(value.shape)}"
         )
-    pairs = zip(reversed(value.shape[:num_rows]), reversed(batch_shape), strict=False)
+    if not batch_shape or shape[:num_rows] == batch_shape:
+        return
+    pairs = zip(reversed(shape[:num_rows]), reversed(batch_shape), strict=False)
     if any(a != b and a != 1 and b != 1 for a, b in pairs):
         raise ValueError(
             f"`value` must have leading dimensions that broadcast with batch_shape "

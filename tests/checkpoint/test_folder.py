@@ -112,3 +112,24 @@ def test_nothing_but_damaged_files(tmp_path):
             pytest.raises(CheckpointError, match="but .* had none: .*must be a checkpoint of pyro"),
         ):
             folder.newest()
+
+
+def test_bad_arguments(tmp_path):
+    with pytest.raises(ValueError, match="`path` must be a path, was 0"):
+        CheckpointFolder(0)
+    with CheckpointFolder(tmp_path) as folder:
+        with pytest.raises(ValueError, match="`step` must be zero or a positive integer, was 0.5"):
+            folder.write(0.5, {})
+        with pytest.raises(ValueError, match="`state` must be a dict, was list"):
+            folder.write(0, [])
+        with pytest.raises(ValueError, match=r"`state\['a'\]` must be a dense tensor with data"):
+            folder.write(0, {"a": torch.zeros(2, device="meta")})
+
+
+@pytest.mark.parametrize("map_location", ["nowhere", 0.5, lambda storage: storage])
+def test_a_bad_place_puts_no_file_aside(map_location, tmp_path):
+    with CheckpointFolder(tmp_path) as folder:
+        folder.write(1, {"a": torch.zeros(2)})
+        with pytest.raises(ValueError, match="`map_location` must be"):
+            folder.newest(map_location)
+        assert folder.steps() == [1]

@@ -56,6 +56,8 @@ def test_the_bound_is_that_of_a_loop_over_groups():
         (torch.tensor([0.0]), [torch.zeros(1)], "`groups` must hold integers"),
         (torch.zeros(2, 2, dtype=torch.long), [], "`groups` must hold integers"),
         (torch.tensor([], dtype=torch.long), [], "`groups` must hold integers"),
+        ([0, 1], [], "`groups` must be a tensor, was list"),
+        (torch.tensor([0, 1]), [[1.0, 2.0]], "`values` must be a tensor, was list"),
         (torch.tensor([-1, 0]), [torch.zeros(2)], "`groups` must not be negative, was -1"),
         (torch.tensor([0, 1]), [torch.zeros(3)], r"`values` must have 2 rows, had shapes \[\(3,"),
     ],
@@ -63,3 +65,9 @@ def test_the_bound_is_that_of_a_loop_over_groups():
 def test_bad_input_raises(groups, values, problem):
     with pytest.raises(ValueError, match=problem):
         pad_groups(groups, *values)
+
+
+@pytest.mark.parametrize(("fill", "problem"), [("x", "a number"), (0.5, "an integer where")])
+def test_bad_fill(fill, problem):
+    with pytest.raises(ValueError, match=f"`fill` must be {problem}"):
+        pad_groups(torch.tensor([0, 1]), torch.arange(2), fill=fill)

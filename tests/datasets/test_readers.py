@@ -150,3 +150,16 @@ def test_load_digits_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(ImportError, match=r"pip install pyro-sig\[examples\]"):
         datasets.load_digits()
+
+
+@pytest.mark.parametrize("path", [None, 0, b"root"])
+def test_what_is_no_path(path):
+    for read, name in [
+        (datasets.read_idx, "path"),
+        (datasets.load_mnist, "root"),
+        (datasets.load_cifar10, "root"),
+        (datasets.load_binarized_mnist, "root"),
+        (datasets.posteriordb_names, "folder"),
+    ]:
+        with pytest.raises(ValueError, match=f"`{name}` must be a path, was {path!r}"):
+            read(path)

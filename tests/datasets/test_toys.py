@@ -203,6 +203,13 @@ def test_grid_layout():
         (lambda: datasets.grid_of_gaussians(weights=[1.0]), r"`weights` must have shape \[25\]"),
         (lambda: datasets.grid_of_gaussians(1, weights=[0.0]), r"`weights` must be positive"),
         (lambda: datasets.noisy_ring().sample(0), r"`n` must be an integer of at least 1, was 0"),
+        (lambda: datasets.noisy_ring(dtype="half"), r"`dtype` must be a floating .*'half'"),
+        (lambda: datasets.noisy_ring(device="nowhere"), r"`device` must be a device at hand"),
+        (lambda: datasets.noisy_ring().log_prob([0.0]), r"`value` must be a tensor, was list"),
+        (lambda: datasets.noisy_ring().log_prob(torch.zeros(0, 2)), r"`value` must not be empty"),
+        (lambda: datasets.noisy_ring().distribution.sample(3), r"`sample_shape` must be a seq"),
+        (lambda: datasets.negative_binomial().pmf("many"), r"`k` must be numbers, was 'many'"),
+        (lambda: datasets.grid_of_gaussians(weights="all"), r"`weights` must be numbers"),
         (lambda: datasets.noisy_ring().pmf(1), r"`pmf` needs a toy of counts, was 'noisy_ring'"),
     ],
 )

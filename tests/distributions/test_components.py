@@ -156,3 +156,22 @@ def test_moments_of_one_component():
     mean, variance = mixture_moments(dist.Poisson(torch.tensor([[3.0, 4.0]])))
     torch.testing.assert_close(mean, torch.tensor([3.0, 4.0]))
     torch.testing.assert_close(variance, torch.tensor([3.0, 4.0]))
+
+
+class TwoArguments(torch.nn.Module):
+    def forward(self, psi, x):
+        return dist.Normal(psi, x)
+
+
+@pytest.mark.parametrize("conditional", [lambda: None, TwoArguments(), torch.nn.Linear])
+def test_conditional_of_other_arguments(conditional):
+    with pytest.raises(ValueError, match=r"`conditional` must be callable with \(a value\)"):
+        run_conditional(conditional, torch.zeros(3), 0)
+
+
+def test_what_a_conditional_raises_is_left_alone():
+    def conditional(psi):
+        return dist.Normal(psi, None + psi)
+
+    with pytest.raises(TypeError, match="unsupported operand"):
+        run_conditional(conditional, torch.zeros(3), 0)

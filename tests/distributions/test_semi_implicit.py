@@ -465,3 +465,47 @@ def test_a_semi_implicit_prior_under_vmap():
         torch.manual_seed(0)
         expected.append(score(row))
     torch.testing.assert_close(mapped, torch.stack(expected))
+
+
+def normal_of_vectors(mixing=None, **options):
+    mixing = mixing or dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    return SemiImplicit(mixing, lambda psi: dist.Normal(psi, 1.0).to_event(1), 4, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"share_draws": False},
+        {"backward": "top"},
+        {"proposal": lambda x: dist.Normal(x, 1.0).to_event(1)},
+        {"mixing": dist.Poisson(torch.ones(2)).to_event(1), "share_draws": False},
+        {"mixing": ParticleMixing(torch.zeros(3, 2))},
+    ],
+)
+def test_an_empty_batch_has_no_scores(options):
+    assert normal_of_vectors(**options).log_prob(torch.zeros(0, 2)).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "call, match",
+    [
+        (lambda p: p.sample(3), "`sample_shape` must be a sequence of sizes, was 3"),
+        (lambda p: p.sample(b"ab"), "`sample_shape` must be a sequence of sizes"),
+        (lambda p: p.sample((-1,)), "`sample_shape` must be a sequence of sizes"),
+        (lambda p: p.expand("ab"), "`batch_shape` must be a sequence of sizes, was 'ab'"),
+        (lambda p: p.psi(None), "`value` must be a tensor, was NoneType"),
+        (lambda p: p.log_prob(torch.zeros(3, 2, device="meta")), "`value` must be a dense tensor"),
+        (lambda p: p.log_prob(torch.eye(2).to_sparse()), "`value` must be a dense tensor"),
+        (
+            lambda p: p.log_prob(torch.zeros(2, dtype=torch.cfloat)),
+            "`value` must be a dense tensor",
+        ),
+        (lambda p: p.log_prob(torch.zeros(3, 2), torch.zeros(4, 2)), r"`psi_0` .* \(3, 2\)"),
+        (lambda p: p.with_draws(3, torch.zeros(2)), "`share_draws` must be True or False"),
+        (lambda p: p.to_event("all"), "`reinterpreted_batch_ndims` must be zero or a positive"),
+    ],
+)
+def test_what_methods_refuse(call, match):
+    with pytest.raises(ValueError, match=match):
+        call(normal_of_vectors(validate_args=True))
