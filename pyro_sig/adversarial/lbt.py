@@ -22,6 +22,7 @@ from pyro_sig.adversarial._trainer import Stateful, Trainer, check_callable, che
 from pyro_sig.adversarial._units import find_unit_plates, observed_sites, unit_rows
 from pyro_sig.adversarial.gan import GAN
 from pyro_sig.adversarial.penalties.penalty import check_number
+from pyro_sig.adversarial.views import as_data
 
 __all__ = ["LBT"]
 
@@ -255,8 +256,16 @@ class LBT(Trainer):
                 self._program.meet(run.params)
                 self._program.modules = modules
             with torch.no_grad():
+                self._compare(args, kwargs)
                 draws, _ = self._draw(args, kwargs)
             self._student.prepare((args, kwargs), draws, self._owned)
+
+    def _compare(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Checks that draws, which the student takes for data, have their shape and device."""
+        with modules_run(), ReleasedRun() as run:  # batch statistics stay as they are
+            self.model(*args, **kwargs)
+        for name, (data, draw) in substitutes(run).items():
+            as_data(name, data, draw.shape, draw)
 
     def _owned(self, tensor: Tensor) -> bool:
         pointers = {p.data_ptr() for p in self._program.params.values()}

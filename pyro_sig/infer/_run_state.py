@@ -46,7 +46,7 @@ class RunState:
     ) -> None:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"`every` must be a positive integer, was {every!r}")
-        if resume not in (True, False, "auto"):
+        if not (isinstance(resume, bool) or (isinstance(resume, str) and resume == "auto")):
             raise ValueError(f'`resume` must be "auto", True or False, was {resume!r}')
         self.every = every
         self.saved: int | None = None

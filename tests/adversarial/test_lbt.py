@@ -463,6 +463,25 @@ def test_arguments(settings, message):
         make_lbt(**settings)
 
 
+def test_data_of_another_shape_than_the_draws():
+    def teacher(x):
+        shift = pyro.param("shift", torch.zeros(2))
+        with pyro.plate("data", 3):
+            pyro.sample("x", dist.Normal(shift, 1.0).to_event(1), obs=x)
+
+    def student(x):
+        loc = pyro.param("student_loc", torch.zeros(2))
+        with pyro.plate("data", 3):
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    lbt = LBT(teacher, student, pyro.optim.Adam({}), pyro.optim.SGD({"lr": 0.1}))
+    # Pyro would score them all.
+    with pytest.raises(
+        ValueError, match=r"`obs` of site 'x' must have the shape \(3, 2\).*was \(2, "
+    ):
+        lbt.step(torch.zeros(2, 3, 2))
+
+
 def test_a_student_whose_optimiser_has_no_derivative():
     params = [pyro.param("student_loc", torch.zeros(2))]
     with pytest.raises(ValueError, match="Adam, AdamW, SGD, RMSprop"):

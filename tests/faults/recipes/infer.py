@@ -409,6 +409,22 @@ RECIPES: dict[str, Recipe] = {
         check=has_steps,
         keep=frozenset({"progress"}),  # as above
     ),
+    "infer.train, with checkpoints": Recipe(
+        run,
+        lambda: {
+            "inference": SVI(generator, no_guide, adam(), SIG_ELBO(4)),
+            "batches": data(),
+            "num_steps": 2,
+            "callbacks": (),
+            "progress": False,
+            "checkpoint": "run",
+            "every": 1,
+            "keep": 1,
+            "resume": "auto",
+        },
+        check=has_steps,
+        keep=frozenset({"progress"}),
+    ),
     "infer.gradient_noise": Recipe(noise_of, weights),
     "infer.History": Recipe(
         history_of, lambda: {"losses": {"loss": 2.0, "other": 1.0}}, check=same_length
