@@ -138,7 +138,15 @@ class Objective(ABC):
 
 
 def is_number(value: object) -> bool:
-    """Tells whether something is a real number, not a tensor or a truth."""
+    """Tells whether something is a real number, not a tensor or a truth.
+
+    :param value: anything.
+
+    Example::
+
+        >>> is_number(0.5), is_number(True), is_number(torch.tensor(0.5))
+        (True, False, False)
+    """
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
