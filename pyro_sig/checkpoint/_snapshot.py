@@ -51,15 +51,12 @@ class Snapshot:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Notes in a step what programs touch, so that :meth:`meet` need not run them."""
-        programs = [p._programs for p in self._parts.values()] + [self._programs]
-        own = [p for p in programs if p is not None and not p.met]
-        if not own:
+        if self._programs is None or self._programs.met:
             yield
             return
         with modules_run(restore=False) as modules, ParamTap() as tap:
             yield
-        for part in own:
-            part.note(tap.params, modules)
+        self._programs.note(tap.params, modules)
 
     def meet(self, args: tuple, kwargs: dict[str, Any]) -> None:
         """Runs programs that have not been watched once, and restores a state that waits for it.
