@@ -117,7 +117,7 @@ ALGORITHMS = {
 }
 
 
-def run(name, seed, folder=None):
+def run(name, seed, folder=None, callbacks=()):
     """Trains, and returns a digest of parameters, buffers, losses and random state."""
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
@@ -126,7 +126,7 @@ def run(name, seed, folder=None):
         inference,
         batches,
         NUM_STEPS,
-        callbacks=schedules,
+        callbacks=[*schedules, *callbacks],
         progress=False,
         checkpoint=folder,
         every=EVERY,
