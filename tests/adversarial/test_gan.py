@@ -401,13 +401,13 @@ def test_bound_of_a_program_without_latents_is_that_of_trace_elbo():
 
 
 def test_balance_keeps_the_gradients_in_proportion():
-    balance = Balance(ratio=2.0, decay=0.5)
+    balance = Balance(ratio=2.0, decay=0.75)
     assert math.isnan(balance.weight)
     a, b = [torch.tensor([3.0, 4.0]), None], [torch.tensor([0.0, 10.0]), torch.ones(1)]
     assert balance.update(a, b) == pytest.approx(1.0)
-    # Running means: (5 + 15) / 2 over (10 + 2) / 2.
-    assert balance.update([torch.tensor([15.0])], [torch.tensor([2.0])]) == pytest.approx(20 / 6)
-    assert balance.weight == pytest.approx(20 / 6)
+    # Running means: (3 * 5 + 15) / 4 over (3 * 10 + 2) / 4.
+    assert balance.update([torch.tensor([15.0])], [torch.tensor([2.0])]) == pytest.approx(15 / 8)
+    assert balance.weight == pytest.approx(15 / 8)
 
     x = torch.randn(6, 2)
     gan = make_gan(SemiImplicitModel(), "torch", elbo=Trace_ELBO(), elbo_weight="balance")

@@ -85,7 +85,7 @@ MUTANTS = [
         "infer/_objective.py",
         "log_target = log_target + draw.weigh(draw.log_volume)",
         "log_target = log_target - draw.weigh(draw.log_volume)",
-        "infer/test_semi_implicit_sites.py infer/test_auto_semi_implicit.py",
+        "infer/test_semi_implicit_objectives.py",
     ),
     Mutant(
         "infer/path_gradient.py",

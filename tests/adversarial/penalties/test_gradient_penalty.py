@@ -41,15 +41,15 @@ def test_interpolates():
         return x.flatten(1).sum(-1) + z.sum(-1)
 
     size = 10_000
-    real = torch.zeros(size, 2, 2), torch.zeros(size, 3).double()
-    fake = torch.full((size, 2, 2), 2.0, requires_grad=True), torch.ones(size, 3).double()
+    real = torch.ones(size, 2, 2), torch.ones(size, 3).double()
+    fake = torch.full((size, 2, 2), 3.0, requires_grad=True), torch.full((size, 3), 2.0).double()
     GradientPenalty()(critic, real, fake)
     ((x, z),) = seen
     assert x.dtype == torch.float32 and z.dtype == torch.float64
     # One share for each row, for all of its coordinates and parts.
-    share = 1 - z[:, 0]
-    torch.testing.assert_close(x, (2 * (1 - share)).float().reshape(-1, 1, 1).expand(x.shape))
-    torch.testing.assert_close(z, (1 - share)[:, None].expand(z.shape))
+    share = 2 - z[:, 0]
+    torch.testing.assert_close(x, (3 - 2 * share).float().reshape(-1, 1, 1).expand(x.shape))
+    torch.testing.assert_close(z, (2 - share)[:, None].expand(z.shape))
     # Uniform on [0, 1]: 5 standard errors of mean and mean square, 1 failure in 10^6.
     for power, sd in [(1, (1 / 12) ** 0.5), (2, (4 / 45) ** 0.5)]:
         assert abs(float((share**power).mean()) - 1 / (power + 1)) < 5 * sd / size**0.5
