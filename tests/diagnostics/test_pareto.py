@@ -19,6 +19,13 @@ def test_known_tails(shape, size):
     assert abs(pareto_k_hat(log_weights) - shape) < tolerance
 
 
+def test_the_tail_is_the_largest_three_roots():
+    """Of 10,000 weights the largest 300: a Pareto tail above a body without one."""
+    levels = (torch.arange(300, dtype=torch.float64) + 0.5) / 300
+    body = torch.linspace(0.01, 1.0, 9700, dtype=torch.float64)
+    assert abs(pareto_k_hat(torch.cat([body, levels**-0.7]).log()) - 0.7) < 0.05
+
+
 def test_a_light_tail_is_told_from_a_heavy_one():
     """Normal proposals: narrower than the target has no finite variance, wider is bounded."""
 
