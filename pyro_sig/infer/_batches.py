@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,15 +14,22 @@ from pyro_sig._random_state import random_state, set_random_state
 
 __all__ = ["Arguments", "Cycle", "arguments_of"]
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+class Arguments(NamedTuple):
+    """Those of a step; a batch that is one is used as it is."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
 def as_arguments(batch: Any) -> Arguments:
+    if isinstance(batch, Arguments):
+        return batch
     if isinstance(batch, (tuple, list)):
-        return tuple(batch), {}
+        return Arguments(tuple(batch), {})
     if isinstance(batch, Mapping):
-        return (), dict(batch)
-    return (batch,), {}
+        return Arguments((), dict(batch))
+    return Arguments((batch,), {})
 
 
 def arguments_of(batches: Any) -> Callable[[int], Arguments]:
