@@ -18,7 +18,7 @@ ARROWS: dict[str, set[str]] = {
     "__init__": {"_cite"},
     "_cite": set(),
     "nn": set(),
-    "datasets": set(),
+    "datasets": {"_show_settings"},
     "checkpoint": {"_elbo_state", "_program_player", "_program_run", "_random_state"},
     "_elbo_state": set(),
     "_program_player": set(),
@@ -27,7 +27,8 @@ ARROWS: dict[str, set[str]] = {
     "_release": set(),
     "_optimizers": set(),
     "_rank_sum": {"_random_state"},
-    "distributions": {"_rank_sum"},
+    "_show_settings": set(),
+    "distributions": {"_rank_sum", "_show_settings"},
     "infer": {
         "distributions",
         "diagnostics",
@@ -37,6 +38,7 @@ ARROWS: dict[str, set[str]] = {
         "_program_run",
         "_random_state",
         "_rank_sum",
+        "_show_settings",
     },
     "distributed": {"adversarial", "_optimizers", "_program_run", "_random_state", "_rank_sum"},
     "adversarial": {
@@ -48,6 +50,7 @@ ARROWS: dict[str, set[str]] = {
         "_program_run",
         "_random_state",
         "_release",
+        "_show_settings",
     },
     "diagnostics": {"distributions", "nn", "_random_state", "_release"},
 }

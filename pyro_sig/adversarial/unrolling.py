@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pyro_sig._program_run import is_function
+from pyro_sig._show_settings import show_settings
 from pyro_sig.adversarial.differentiable_optim import differentiable
 
 __all__ = ["FunctionalModule", "unrolled"]
@@ -39,6 +40,8 @@ class FunctionalModule:
         >>> torch.allclose(FunctionalModule(layer, double, {})(x), 2 * layer(x))
         True
     """
+
+    __repr__ = show_settings
 
     def __init__(
         self, module: nn.Module, parameters: dict[str, Tensor], buffers: dict[str, Tensor]

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_sig._show_settings import show_settings
 from pyro_sig.datasets._arguments import check_tensor, integer
 
 __all__ = ["StackedDigits"]
@@ -40,6 +41,8 @@ class StackedDigits:
 
     #: Number of triples of digits.
     num_classes = 1000
+
+    __repr__ = show_settings
 
     def __init__(self, images: Tensor, labels: Tensor, batch_size: int, seed: int = 0) -> None:
         check_tensor("images", images)

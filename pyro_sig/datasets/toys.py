@@ -9,6 +9,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
+from pyro_sig._show_settings import show_settings
 from pyro_sig.datasets._arguments import (
     Device,
     Dtype,
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Toy:
     r"""Holds a toy problem whose truth is known in closed form.
 
@@ -50,6 +51,8 @@ class Toy:
         >>> toy.sample(5).shape, toy.modes.shape
         (torch.Size([5, 2]), torch.Size([8, 2]))
     """
+
+    __repr__ = show_settings
 
     name: str
     distribution: dist.TorchDistribution

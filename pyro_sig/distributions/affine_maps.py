@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
+from pyro_sig._show_settings import show_settings
 from pyro_sig.distributions._checks import check_like, check_tensor
 
 __all__ = ["LowRankAffine", "SharedTransform", "TriangularAffine"]
@@ -29,6 +30,8 @@ class SharedTransform(Transform):
         >>> issubclass(TriangularAffine, SharedTransform)
         True
     """
+
+    __repr__ = show_settings
 
     def __init__(self, cache_size: int = 0) -> None:
         if not isinstance(cache_size, int) or cache_size not in (0, 1):

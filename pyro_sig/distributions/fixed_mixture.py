@@ -12,6 +12,7 @@ from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from pyro_sig._show_settings import show_settings
 from pyro_sig.distributions._checks import (
     check_function,
     check_inside,
@@ -59,6 +60,8 @@ class FixedMixture(TorchDistribution):
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
+
+    __repr__ = show_settings
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from pyro_sig._show_settings import show_settings
 from pyro_sig.distributions._checks import (
     call,
     check_function,
@@ -72,6 +73,8 @@ class Implicit(TorchDistribution):
     arg_constraints: dict[str, constraints.Constraint] = {}
     has_rsample = True
 
+    __repr__ = show_settings
+
     def __init__(
         self,
         transform: Callable[..., Tensor],
@@ -114,7 +117,7 @@ class Implicit(TorchDistribution):
             support = constraints.independent(constraints.real, len(event_shape))
         elif not isinstance(support, constraints.Constraint):
             raise ValueError(f"`support` must be a constraint, was {type(support).__name__}")
-        self._support = support
+        self._given_support = support
         super().__init__(self.own_batch_shape, event_shape, validate_args=validate_args)
 
     @property
@@ -128,12 +131,12 @@ class Implicit(TorchDistribution):
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
         """Constraint of one draw."""
-        return self._support
+        return self._given_support
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Implicit:  # noqa: ANN401
         """Returns the same law with another batch shape; draws are independent along it."""
         new = self._get_checked_instance(Implicit, _instance)
-        for name in ("transform", "noise", "inputs", "inputs_event_dim", "_support"):
+        for name in ("transform", "noise", "inputs", "inputs_event_dim", "_given_support"):
             setattr(new, name, getattr(self, name))
         batch_shape = shape_of("batch_shape", batch_shape)
         if batch_shape != self.own_batch_shape:  # from before an expansion

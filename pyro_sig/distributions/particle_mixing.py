@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_sig._show_settings import show_settings
 from pyro_sig.distributions._checks import check_tensor, expanded_shape, shape_of
 
 __all__ = ["ParticleMixing"]
@@ -43,6 +44,8 @@ class ParticleMixing(TorchDistribution):
 
     has_rsample = True
     arg_constraints: dict[str, constraints.Constraint] = {}
+
+    __repr__ = show_settings
 
     def __init__(self, particles: Tensor, validate_args: bool | None = None) -> None:
         if not isinstance(particles, Tensor) or particles.dim() < 1 or not len(particles):

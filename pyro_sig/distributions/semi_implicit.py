@@ -15,6 +15,7 @@ from torch.distributions import Distribution, constraints
 from torch.utils.checkpoint import checkpoint
 
 from pyro_sig._rank_sum import all_reduce_logsumexp, check_same, own_share
+from pyro_sig._show_settings import show_settings
 from pyro_sig.distributions._checks import (
     call,
     check_function,
@@ -204,6 +205,8 @@ class SemiImplicit(TorchDistribution):
 
     arg_constraints: dict[str, constraints.Constraint] = {}
 
+    __repr__ = show_settings
+
     def __init__(
         self,
         mixing: Distribution,
@@ -242,7 +245,7 @@ class SemiImplicit(TorchDistribution):
         self.chunk_size = chunk_size
         self.mixing_group = mixing_group
         self._num_own = own_share(num_mixing, mixing_group)
-        self._mode = mode
+        self._backward = mode
         self._draws = _Draws()
         self._lineage = Lineage()
         if mode is not None:
@@ -275,7 +278,7 @@ class SemiImplicit(TorchDistribution):
     def _fresh(self) -> tuple[Tensor, Distribution]:
         """The shared draws of this object; drawn anew after a backward pass freed their graph."""
         draws = self._draws
-        if self._mode is not None:
+        if self._backward is not None:
             return self._pushed(self._first_of_stream().redraw(self.mixing, 0))
         if draws.psi is None or draws.components is None:
             size = min(self._num_own, self.chunk_size or self._num_own)
@@ -364,7 +367,7 @@ class SemiImplicit(TorchDistribution):
             if self.proposal is None and share_draws is not None:
                 new.share_draws = share_draws
                 if not share_draws:
-                    new._mode = None  # rows that share no psi share no choice of them
+                    new._backward = None  # rows that share no psi share no choice of them
         return new
 
     # ------------------------------------------------------------------------------------- sampling
@@ -576,8 +579,8 @@ class SemiImplicit(TorchDistribution):
         return log_prob.expand(shape), log_mixing
 
     def _log_sum(self, value: Tensor) -> Tensor:
-        if self._mode is not None:
-            return self._log_sum_of_chosen(value, self._mode)
+        if self._backward is not None:
+            return self._log_sum_of_chosen(value, self._backward)
         if self.share_draws:
             psi, components = self._fresh()
             parts = [mixture_log_prob(components, value)]

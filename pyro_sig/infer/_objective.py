@@ -19,6 +19,7 @@ from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, TransformedDistribution, constraints
 
+from pyro_sig._show_settings import show_settings
 from pyro_sig.distributions import Implicit, ParticleMixing, SemiImplicit
 from pyro_sig.distributions.components import component_log_prob
 from pyro_sig.distributions.lineage import Origin
@@ -189,6 +190,8 @@ class SemiImplicitObjective(ELBO):
     :param bool vectorize_particles: draw them at once, in a plate around model and guide.
     :param int max_plate_nesting: of model and guide, guessed if not given.
     """
+
+    __repr__ = show_settings
 
     def __init__(
         self,

@@ -106,6 +106,8 @@ class ImportanceScore(ScoreEstimator):
         if not hidden_dims:
             raise ValueError("`hidden_dims` must have at least one size, was empty")
         self.num_importance, self.inner_steps = num_importance, inner_steps
+        self.hidden_dims, self.num_layers = hidden_dims, num_layers
+        self.learning_rate = learning_rate
         self.inner = {
             "proposal": InnerNetworks(
                 lambda rows, noise: _Proposal(rows, noise, hidden_dims, num_layers), learning_rate

@@ -61,7 +61,8 @@ class DenoisingScore(ScoreEstimator):
         super().__init__()
         check_positive("inner_steps", inner_steps)
         hidden_dims = check_sizes("hidden_dims", hidden_dims)
-        self.inner_steps = inner_steps
+        self.hidden_dims, self.inner_steps = hidden_dims, inner_steps
+        self.learning_rate = learning_rate
         self.inner = {
             "score": InnerNetworks(lambda rows: _ScoreNetwork(rows, hidden_dims), learning_rate)
         }

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_sig._show_settings import show_settings
 from pyro_sig.infer._objective import Draw, InnerNetworks, Joint, SemiImplicitObjective
 
 __all__ = ["MixtureScore", "PathGradient_ELBO", "ScoreEstimator"]
@@ -25,6 +26,8 @@ class ScoreEstimator:
         >>> isinstance(MixtureScore(), ScoreEstimator)
         True
     """
+
+    __repr__ = show_settings
 
     def __init__(self) -> None:
         self.inner: dict[str, InnerNetworks] = {}

@@ -79,7 +79,8 @@ class SIVISM(SemiImplicitObjective):
         hidden_dims = check_sizes("hidden_dims", hidden_dims)
         kwargs.setdefault("num_particles", 64)
         super().__init__(**kwargs)
-        self.inner_steps = inner_steps
+        self.hidden_dims, self.inner_steps = hidden_dims, inner_steps
+        self.learning_rate = learning_rate
         self.inner = {"witness": InnerNetworks(lambda z: _Witness(z, hidden_dims), learning_rate)}
 
     def _surrogate(self, joints: list[Joint], train: bool) -> tuple[float, Tensor]:

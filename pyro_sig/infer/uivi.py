@@ -59,7 +59,7 @@ class HMCScore(ScoreEstimator):
         step_size = check_number("step_size", step_size, positive=True)
         self.num_burn, self.num_samples = num_burn, num_samples
         self.num_leapfrog = num_leapfrog
-        self.first_step_size = step_size
+        self.step_size = step_size
         self.step_sizes: dict[str, float] = {}
 
     def __call__(self, draw: Draw, train: bool) -> Tensor:
@@ -74,7 +74,7 @@ class HMCScore(ScoreEstimator):
         value = draw.value.detach()
         conditional = draw.distribution.conditional
         rows = law.batch_shape
-        size = self.step_sizes.get(draw.name, self.first_step_size)
+        size = self.step_sizes.get(draw.name, self.step_size)
 
         def components(noise: Tensor) -> Any:  # noqa: ANN401 - any distribution
             psi = push_noise(mixing, noise)

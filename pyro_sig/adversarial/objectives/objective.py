@@ -10,6 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pyro_sig._show_settings import show_settings
+
 __all__ = ["Objective", "is_number"]
 
 
@@ -126,15 +128,7 @@ class Objective(ABC):
                 f"were {tuple(real.shape)} and {tuple(fake.shape)}"
             )
 
-    def __repr__(self) -> str:
-        shown = []
-        for name, parameter in inspect.signature(type(self)).parameters.items():
-            value = getattr(self, name, parameter.default)
-            if parameter.default is parameter.empty:
-                shown.append(repr(value))
-            elif value != parameter.default:
-                shown.append(f"{name}={value!r}")
-        return f"{type(self).__name__}({', '.join(shown)})"
+    __repr__ = show_settings
 
 
 def is_number(value: object) -> bool:
