@@ -19,6 +19,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_sig._progress import Progress
 from pyro_sig._release import Release
 from pyro_sig.diagnostics._guide_parameters import own_parameters
 from pyro_sig.diagnostics._program_sites import (
@@ -57,6 +58,7 @@ class Runner:
     parallel: bool
     # Whether a density may be zero: of importance weights, but not of exported draws.
     allow_zero: bool = False
+    bar: Progress | None = None
 
     @property
     def rows(self) -> int:
@@ -136,12 +138,18 @@ class Runner:
             for s in range(self.num_draws):
                 values = {name: value[s] for name, value in given.items()}
                 yield self.call.trace(poutine.condition(program, values) if values else program)
+                self._count(1)
             return
         # To the left of every plate of the program.
         nesting = self.sites.max_plate_nesting
         plate = pyro.plate(_VECTORIZING_PLATE, self.num_draws, dim=-nesting - 1)
         values = {name: self._spread(name, value) for name, value in given.items()}
         yield self.call.trace(poutine.condition(plate(program), values))
+        self._count(self.num_draws)
+
+    def _count(self, num_draws: int) -> None:
+        if self.bar is not None:
+            self.bar.update(num_draws)
 
     # ------------------------------------------------------------------------------ what a run says
 

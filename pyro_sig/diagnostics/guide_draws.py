@@ -10,6 +10,7 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_sig._progress import Progress
 from pyro_sig.diagnostics._arguments import check_callable
 from pyro_sig.diagnostics._guide_parameters import refuse_foreign_parameters
 from pyro_sig.diagnostics._program_sites import scored_sites
@@ -19,7 +20,11 @@ __all__ = ["draws_from"]
 
 
 def draws_from(
-    guide: Callable[..., Any], *args: Any, num_samples: int = 1000, **kwargs: Any
+    guide: Callable[..., Any],
+    *args: Any,
+    num_samples: int = 1000,
+    progress: bool | None = None,
+    **kwargs: Any,
 ) -> dict[str, Tensor]:
     r"""Draws from a guide, site by site.
 
@@ -32,6 +37,8 @@ def draws_from(
     :param callable guide: a Pyro program without observations.
     :param args: arguments of the guide.
     :param int num_samples: the number S of draws.
+    :param bool progress: show a bar; None does where someone watches: on a terminal or in a
+        notebook, not under CI.
     :param kwargs: keyword arguments of the guide.
     :return: a dict of tensors of shape ``[S, *]``, with \* the shape of the site in one run.
     :raises ValueError: if ``num_samples`` is not a positive integer, the guide is not callable or
@@ -50,10 +57,11 @@ def draws_from(
     check_callable("guide", guide)
     refuse_foreign_parameters(guide)
     runs: list[dict[str, Tensor]] = []
-    with torch.no_grad(), poutine.block():
+    with Progress(progress, num_samples, "draws") as bar, torch.no_grad(), poutine.block():
         for _ in range(num_samples):
             trace = poutine.trace(guide).get_trace(*args, **kwargs)
             runs.append(dict(_latents(trace)))
+            bar.update()
     shapes = [{name: tuple(value.shape) for name, value in run.items()} for run in runs]
     if not shapes[0]:
         raise ValueError("`guide` must draw at least one site, but drew none.")

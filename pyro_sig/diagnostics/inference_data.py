@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from pyro import poutine
 
+from pyro_sig._progress import Progress
 from pyro_sig.diagnostics._arguments import (
     check_callable,
     check_count,
@@ -52,6 +53,7 @@ def to_inference_data(
     coords: Mapping[str, Sequence[Any]] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     attrs: Mapping[str, Any] | None = None,
+    progress: bool | None = None,
     **kwargs: Any,
 ) -> Any:
     r"""Draws from a model and its guide and labels the draws for ArviZ.
@@ -122,6 +124,8 @@ def to_inference_data(
     :param coords: coordinate values of dimensions, by dimension name.
     :param dims: names of dimensions by site: all of them, or those that no plate names.
     :param attrs: further attributes for every group, beside the versions and the seed.
+    :param bool progress: show a bar; None does where someone watches: on a terminal or in a
+        notebook, not under CI.
     :param kwargs: keyword arguments of ``model`` and ``guide``.
     :return: an ``arviz.InferenceData``, or from ArviZ 1.0 an ``xarray.DataTree``.
     :raises ValueError: if ``num_samples`` is less than 1, if ``model`` or ``guide`` is not
@@ -155,7 +159,8 @@ def to_inference_data(
     coords, dims, attrs = check_labels(coords, dims, attrs)
     call = Call(args, kwargs)
     groups: dict[str, dict[str, np.ndarray]] = {}
-    with random_state(seed), torch.no_grad(), poutine.block():
+    bar = Progress(progress, None, "draws")
+    with bar, random_state(seed), torch.no_grad(), poutine.block():
         given = [] if posterior is None else split_chains(model, call, "posterior", posterior)
         with parameters_of(guides, 0):
             sites = describe_sites(
@@ -176,14 +181,14 @@ def to_inference_data(
         chains, log_q = [], []
         for index in range(max(len(guides), len(given))):
             if guides:
-                runner = Runner(sites, call, num_samples, parallel)
+                runner = Runner(sites, call, num_samples, parallel, bar=bar)
                 with parameters_of(guides, index):
                     draws, log_prob = runner.guide(guides[index], inferred, with_log_q)
                 given.append(draws)
                 log_q.append({"log_q": log_prob})
             else:
                 num_draws = len(next(iter(given[index].values())))
-                runner = Runner(sites, call, num_draws, parallel)
+                runner = Runner(sites, call, num_draws, parallel, bar=bar)
             chains.append(
                 runner.model(
                     model,
@@ -208,7 +213,7 @@ def to_inference_data(
             groups["sample_stats"] = stats
         if inferred or not chains:
             latent = sites.latent + (sites.deterministic if sites.latent else [])
-            runner = Runner(sites, call, num_samples, parallel)
+            runner = Runner(sites, call, num_samples, parallel, bar=bar)
             try:
                 prior = stack_chains([runner.release(model, {}, latent + sites.observed)])
             except NotImplementedError:  # an improper prior

@@ -94,6 +94,7 @@ def mmd_test(
     *,
     kernel: str = "rbf",
     bandwidth: float | Sequence[float] | None = None,
+    progress: bool | None = None,
 ) -> TwoSampleTest:
     r"""Tests whether two samples have one law by permuting the maximum mean discrepancy.
 
@@ -112,6 +113,8 @@ def mmd_test(
     :param generator: source of the relabellings; torch's global one by default.
     :param kernel: as in :func:`mmd`.
     :param bandwidth: as in :func:`mmd`.
+    :param bool progress: show a bar; None does where someone watches: on a terminal or in a
+        notebook, not under CI.
     :return: the statistic (the square) and its p-value.
     :raises ValueError: as in :func:`mmd`, or if ``num_permutations`` is less than 1.
 
@@ -128,7 +131,12 @@ def mmd_test(
     with torch.no_grad():
         pairwise = _kernel(kernel, _bandwidths(bandwidth, x, y))
         return permute_quadratic_form(
-            lambda rows, columns: -pairwise(rows, columns), x, y, num_permutations, generator
+            lambda rows, columns: -pairwise(rows, columns),
+            x,
+            y,
+            num_permutations,
+            generator,
+            progress,
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from pyro_sig._progress import Progress
 from pyro_sig.diagnostics._arguments import check_flag, describe
 from pyro_sig.diagnostics._given_draws import Draws
 from pyro_sig.diagnostics._program_sites import Call
@@ -143,6 +144,7 @@ def report(
     seed: int | None = None,
     path: str | os.PathLike[str] | None = None,
     quiet: bool = False,
+    progress: bool | None = None,
     **kwargs: Any,
 ) -> Report:
     r"""Runs every diagnostic that applies to a fit; prints a verdict on each, and saves a page.
@@ -188,6 +190,8 @@ def report(
         draws consume them.
     :param path: where to save the page, for example ``"report.png"``.
     :param quiet: do not print the table.
+    :param progress: show bars; None does where someone watches: on a terminal or in a notebook, not
+        under CI.
     :param kwargs: keyword arguments of ``model`` and ``guide``.
     :return: the table, with the results behind it.
     :raises ValueError: as :func:`to_inference_data`; if there is neither a guide nor a posterior;
@@ -220,7 +224,8 @@ def report(
     if path is not None:
         _check_path(path)
     call = Call(args, kwargs)
-    with random_state(seed), _without_known_warnings():
+    bar = Progress(progress, 9, "report")  # the lines, and the draws
+    with bar, random_state(seed), _without_known_warnings():
         # What it refuses without scores is an error of the caller.
         options: dict[str, Any] = {"num_samples": num_samples, "parallel": parallel}
         options |= {"posterior": posterior, "attrs": {} if seed is None else {"seed": seed}}
@@ -234,6 +239,7 @@ def report(
                 data = to_inference_data(model, guide, *args, **options, **kwargs)
             except ValueError:
                 raise error from None
+        bar.update()
         guides = _as_list(guide)
         fit = ReportedFit(model, guides, call, parallel, data, unscored, posterior)
         trusted = {} if reference is None else fit.split(reference)
@@ -245,16 +251,19 @@ def report(
             weighed.lines = [
                 ReportLine(n, "not run", "none", reason) for n in ("evidence", "k-hat")
             ]
-        lines = [
-            *weighed.lines,
-            run_check("chains", check_chains, data, len(guides), fit.entries("posterior")),
-            run_check("LOO", fit.check_loo),
-            run_check("predictive", fit.check_predictive),
-            run_check("PIT", fit.check_pit),
-            run_check("prior", fit.check_prior),
-            run_check("reference", fit.check_reference, trusted),
-            run_check("SBC", check_calibration, sbc),
-        ]
+        lines = list(weighed.lines)
+        for name, check, *given in (
+            ("chains", check_chains, data, len(guides), fit.entries("posterior")),
+            ("LOO", fit.check_loo),
+            ("predictive", fit.check_predictive),
+            ("PIT", fit.check_pit),
+            ("prior", fit.check_prior),
+            ("reference", fit.check_reference, trusted),
+            ("SBC", check_calibration, sbc),
+        ):
+            bar.update()
+            lines.append(run_check(name, check, *given))
+        bar.update()
     found = Report(
         lines,
         data,

@@ -14,11 +14,11 @@ from pyro.distributions import Unit
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_sig._progress import Progress
 from pyro_sig._release import Release
 from pyro_sig.diagnostics._arguments import (
     as_tensor,
     check_callable,
-    check_flag,
     check_generator,
     check_mapping,
     check_share,
@@ -169,7 +169,7 @@ def sbc(
     num_simulations: int = 200,
     quantities: Mapping[str, Quantity] | None = None,
     seed: int | None = None,
-    progress: bool = True,
+    progress: bool | None = None,
     **kwargs: Any,
 ) -> SBC:
     r"""Tests whether a posterior approximation is calibrated, on data that its model simulates.
@@ -200,7 +200,9 @@ def sbc(
         called once for every draw of every simulation.
     :param int seed: of everything that is drawn. If given, the global random states are left
         untouched; if not, the draws consume them.
-    :param bool progress: show a bar on the standard error.
+    :param bool progress: show a bar; None does where someone watches: on a terminal or in a
+        notebook, not under CI.
+        False is for bars of ``posterior`` too.
     :param kwargs: keyword arguments of the model.
     :return: the ranks with their tests.
     :raises ValueError: if the model has no latent or no observed site, a plate that subsamples, a
@@ -237,7 +239,6 @@ def sbc(
     check_positive("num_simulations", num_simulations)
     check_callable("model", model)
     check_callable("posterior", posterior, "callable")
-    check_flag("progress", progress)
     quantities = {} if quantities is None else quantities
     check_mapping("quantities", quantities, "functions")
     for name, quantity in quantities.items():
@@ -246,12 +247,10 @@ def sbc(
                 f"`quantities` must be functions, but {name!r} was {describe(quantity)}."
             )
 
-    from tqdm.auto import tqdm
-
     rows: list[dict[str, Tensor]] = []
     shapes: dict[str, torch.Size] = {}
     num_draws = 0
-    with random_state(seed), tqdm(total=num_simulations, desc="SBC", disable=not progress) as bar:
+    with random_state(seed), Progress(progress, num_simulations, "SBC") as bar:
         for simulation in range(num_simulations):
             truths, observations = _simulate(model, args, kwargs)
             if simulation == 0:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_sig._progress import Progress
 from pyro_sig.diagnostics._arguments import (
     check_callable,
     check_choice,
@@ -138,6 +139,7 @@ def kernel_stein_test(
     bandwidth: float | None = None,
     num_bootstraps: int = 999,
     generator: torch.Generator | None = None,
+    progress: bool | None = None,
 ) -> SteinTest:
     r"""Tests whether independent samples have a given density, known up to its constant.
 
@@ -159,6 +161,8 @@ def kernel_stein_test(
     :param float bandwidth: as for :func:`kernel_stein_discrepancy`.
     :param int num_bootstraps: the number B of sign vectors; the least p is 1 / (1 + B).
     :param torch.Generator generator: source of the signs; torch's global one by default.
+    :param bool progress: show a bar; None does where someone watches: on a terminal or in a
+        notebook, not under CI.
     :return: the statistic and its p-value.
     :raises ValueError: as :func:`kernel_stein_discrepancy`, or if ``num_bootstraps`` is not a
         positive integer.
@@ -193,16 +197,18 @@ def kernel_stein_test(
     # The sample's own statistic is the one of signs that are all one.
     totals = points.new_zeros(len(signs), dtype=torch.double)
     start = 0
-    for block in _stein_blocks(points, scores, kernel, width):
-        stop = start + len(block)
-        # The entries below the blocks are those to the right of them, by symmetry.
-        block[:, len(block) :] *= 2
-        block.diagonal().zero_()
-        for first in range(0, len(signs), rows := max(1, _CHUNK_ELEMENTS // num_points)):
-            some = signs[first : first + rows, start:].to(points.dtype)
-            products = (some[:, : stop - start] @ block).mul_(some)
-            totals[first : first + rows] += products.sum(-1, dtype=torch.double)
-        start = stop
+    with Progress(progress, num_points, "Stein") as bar:
+        for block in _stein_blocks(points, scores, kernel, width):
+            stop = start + len(block)
+            # The entries below the blocks are those to the right of them, by symmetry.
+            block[:, len(block) :] *= 2
+            block.diagonal().zero_()
+            for first in range(0, len(signs), rows := max(1, _CHUNK_ELEMENTS // num_points)):
+                some = signs[first : first + rows, start:].to(points.dtype)
+                products = (some[:, : stop - start] @ block).mul_(some)
+                totals[first : first + rows] += products.sum(-1, dtype=torch.double)
+            start = stop
+            bar.update(len(block))
     statistics = totals / (num_points * (num_points - 1))
     # Signs that are all equal tie with the sample's own, up to rounding.
     rounding = 64 * torch.finfo(points.dtype).eps * float(statistics.abs().max())

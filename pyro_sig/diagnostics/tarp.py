@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_sig._progress import Progress
 from pyro_sig.diagnostics._arguments import check_finite, check_share, check_tensor
 from pyro_sig.diagnostics._rank_plot import plot_ranks, short_p_value
 from pyro_sig.diagnostics._streams import own_stream
@@ -92,6 +93,7 @@ def tarp(
     references: Tensor | None = None,
     *,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> TARP:
     r"""Tests whether posterior draws cover the truth as often as they should.
 
@@ -117,6 +119,8 @@ def tarp(
     :param torch.Tensor references: of the shape of the truths. They may depend on the data, not on
         the truths.
     :param int seed: of references and ties; torch's global stream is left alone.
+    :param bool progress: show a bar; None does where someone watches: on a terminal or in a
+        notebook, not under CI.
     :return: the ranks, with their test, coverage and picture.
     :raises ValueError: if a shape does not fit, an entry is not finite, or ``seed`` is negative.
 
@@ -159,12 +163,12 @@ def tarp(
     scale = rows.std(0)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     size = max(1, _CHUNK_ELEMENTS // everything[0].numel())
-    distances = torch.cat(
-        [
-            torch.linalg.vector_norm((chunk - centres.unsqueeze(1)) / scale, dim=-1)
-            for chunk, centres in zip(everything.split(size), references.split(size), strict=True)
-        ]
-    )
+    found = []
+    with Progress(progress, len(truths), "TARP") as bar:
+        for chunk, centres in zip(everything.split(size), references.split(size), strict=True):
+            found.append(torch.linalg.vector_norm((chunk - centres.unsqueeze(1)) / scale, dim=-1))
+            bar.update(len(chunk))
+    distances = torch.cat(found)
     return TARP(sbc_ranks(distances[:, 0], distances[:, 1:], generator), num_draws)
 
 

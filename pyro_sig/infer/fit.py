@@ -17,6 +17,7 @@ from pyro.infer.autoguide import AutoContinuous
 from torch import Tensor
 
 from pyro_sig._program_run import check_program, check_takes
+from pyro_sig._progress import Progress
 from pyro_sig.diagnostics import effective_share, log_importance_weights, pareto_k_hat
 from pyro_sig.diagnostics.pareto import k_hat_verdict
 from pyro_sig.distributions.components import check_positive
@@ -78,7 +79,7 @@ def fit(
     max_seconds: float | None = None,
     learning_rate: float | None = None,
     annealing: float = 0.0,
-    progress: bool = True,
+    progress: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     every: int = 1000,
     keep: int = 3,
@@ -111,7 +112,8 @@ def fit(
         been scaled, so it rarely needs a change.
     :param float annealing: share of the first phase in which the log-density of the model is
         raised from a tenth to one, which keeps separate modes in reach; 0 leaves it out.
-    :param bool progress: show a progress bar.
+    :param bool progress: show a bar; None does where someone watches: on a terminal or in a
+        notebook, not under CI.
     :param checkpoint: a folder for the checkpoints of this fit alone, made if need be.
     :param int every: steps between two checkpoints; the end has one in any case.
     :param int keep: how many checkpoints are kept.
@@ -148,8 +150,9 @@ def fit(
     learning_rate = check_number("learning_rate", learning_rate, positive=True)
     annealing = check_number("annealing", annealing, most=1)
     guide = _fresh_guide(model) if guide is None else guide
-    with torch.no_grad(), poutine.block():
+    with Progress(progress, 1, "scale") as bar, torch.no_grad(), poutine.block():
         guide(*args, **kwargs)  # finds the scale
+        bar.update()
     loss = _default_loss(model, guide, args, kwargs) if loss is None else loss
     schedule = Schedule(budget, max_seconds, annealing, start)
     optim = pyro.optim.LambdaLR(  # type: ignore[attr-defined]
@@ -180,7 +183,9 @@ def fit(
         history = error.history  # type: ignore[attr-defined]
     history.stopped = schedule.finished
     ending.average.restore()
-    k_hat, share, reason = _k_hat(model, guide, args, kwargs)
+    with Progress(progress, 1, "k-hat") as bar:
+        k_hat, share, reason = _k_hat(model, guide, args, kwargs)
+        bar.update()
     values = next(iter(history.values()))
     final = values[-max(1, len(values) // 10) :]
     mean = sum(final) / len(final)

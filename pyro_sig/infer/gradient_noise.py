@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_sig._program_run import check_takes
+from pyro_sig._progress import Progress
 from pyro_sig.distributions.components import check_positive
 from pyro_sig.infer._checks import check_callable, describe
 
@@ -40,6 +41,8 @@ def gradient_noise(
     parameters: Iterable[Tensor],
     num_repeats: int = 100,
     exact: Iterable[Tensor] | None = None,
+    *,
+    progress: bool | None = None,
 ) -> GradientNoise:
     r"""Measures the noise of a gradient by repeating it.
 
@@ -53,6 +56,8 @@ def gradient_noise(
     :param parameters: tensors with a gradient. Their ``grad`` is left alone.
     :param int num_repeats: number R of gradients, at least 2.
     :param exact: a gradient for each parameter, to compare the mean with.
+    :param bool progress: show a bar; None does where someone watches: on a terminal or in a
+        notebook, not under CI.
     :return: sizes of the mean gradient and of its noise.
     :raises ValueError: for fewer than two repeats, no parameters, or ``exact`` of other shapes.
 
@@ -76,12 +81,14 @@ def gradient_noise(
         raise ValueError("`parameters` must require a gradient, but some do not")
     truth = None if exact is None else _flat(wanted, _tensors("exact", exact))
     mean, squares = torch.zeros((), dtype=torch.float64), 0.0
-    for repeat in range(1, num_repeats + 1):  # Welford's recursion: nothing cancels
-        grads = torch.autograd.grad(_scalar(loss_fn()), wanted, allow_unused=True)
-        grad = _flat(wanted, list(grads))
-        change = grad - mean
-        mean = mean + change / repeat
-        squares += torch.dot(change, grad - mean).item()
+    with Progress(progress, num_repeats, "gradients") as bar:
+        for repeat in range(1, num_repeats + 1):  # Welford's recursion: nothing cancels
+            grads = torch.autograd.grad(_scalar(loss_fn()), wanted, allow_unused=True)
+            grad = _flat(wanted, list(grads))
+            change = grad - mean
+            mean = mean + change / repeat
+            squares += torch.dot(change, grad - mean).item()
+            bar.update()
     variance = squares / (num_repeats - 1)
     mean_square = mean.square().sum().item() - variance / num_repeats
     ratio = variance / mean_square if mean_square > 0 else float("inf")

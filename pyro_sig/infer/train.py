@@ -19,7 +19,7 @@ from pyro_sig.infer._bad_site import find_bad_site
 from pyro_sig.infer._batches import Cycle, arguments_of
 from pyro_sig.infer._checks import check_flag, describe
 from pyro_sig.infer._gradient_guard import BadGradient, GradientGuard
-from pyro_sig.infer._progress_bar import NoProgress, ProgressBar
+from pyro_sig.infer._progress_bar import LossBar
 from pyro_sig.infer._run_state import RunState
 from pyro_sig.infer._training_check import TrainingCheck
 from pyro_sig.infer.history import History
@@ -115,7 +115,7 @@ def train(
     num_steps: int,
     *,
     callbacks: Iterable[Callable[[int, Any, Any], object] | LRScheduler] = (),
-    progress: bool = True,
+    progress: bool | None = None,
     description: str | None = None,
     check_training: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -167,7 +167,9 @@ def train(
         step, with the step number counted from 0 and what the step returned. Raising
         :class:`StopTraining` ends the run; what they return is ignored. A learning-rate schedule
         of torch among them advances by one.
-    :param progress: show a bar with the smoothed loss and the learning rate.
+    :param progress: show a bar with the smoothed loss and the learning rate; None does where
+        someone watches: on a terminal or in a notebook, not under CI. False is for bars of what
+        runs inside too.
     :param description: text in front of the bar, for a script that shows several.
     :param check_training: look for what does not train, as said above.
     :param checkpoint: a folder for the checkpoints of this run alone, made if need be.
@@ -229,7 +231,7 @@ def train(
         run = RunState(checkpoint, every, keep, resume, inference, given, cursor, history)
     guard = None if on_non_finite == "ignore" else GradientGuard()
     in_a_row = 0
-    meter = NoProgress()
+    meter = LossBar(progress, num_steps, description)
     start = time.perf_counter()
     before = 0.0
     try:
@@ -240,8 +242,8 @@ def train(
             before = history.seconds
             if done == num_steps:
                 run.finish(arguments_of(batches), num_steps)
-        if progress:
-            meter = ProgressBar(num_steps, description, done)
+        meter.done = done
+        meter.__enter__()
         for step in range(done, num_steps):
             args, kwargs = arguments(step)
             if step == done and isinstance(inference, torch.optim.Optimizer):
@@ -275,7 +277,7 @@ def train(
                 check.plates.check([*args, *kwargs.values()])
             if not skipped:
                 _advance_schedule(inference, losses)
-            meter.update(losses, inference)
+            meter.step(losses, inference)
             try:
                 for callback in calls:
                     callback(step, result, inference)
@@ -294,7 +296,7 @@ def train(
         raise
     finally:
         history.seconds = before + time.perf_counter() - start
-        meter.close()
+        meter.__exit__()
         if run is not None:
             run.close()
     return history
