@@ -15,9 +15,9 @@ _LONGEST = 200  # of one setting
 def show_settings(self: Any) -> str:
     """Returns a class's name with the arguments of its constructor that are not the defaults.
 
-    A class that has it as its ``__repr__`` keeps its arguments as attributes of the same names, with
-    or without an underscore in front; what it does not keep, or is None or empty, is left out. The
-    first argument goes without its name.
+    A class that has it as its ``__repr__`` keeps its arguments as attributes of the same names,
+    with or without an underscore in front; what it does not keep, or is None or empty, is left
+    out. The first argument goes without its name.
     """
     shown: list[str] = []
     for name, default in _parameters(type(self)).items():
@@ -38,7 +38,8 @@ def _parameters(kind: type) -> dict[str, Any]:
             continue
         parameters = list(inspect.signature(base.__init__).parameters.values())[1:]  # type: ignore[misc]
         for parameter in parameters:
-            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            if not variadic and parameter.name != "validate_args":
                 found.setdefault(parameter.name, parameter.default)
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break

@@ -26,6 +26,7 @@ ARROWS: dict[str, set[str]] = {
     "_random_state": set(),
     "_release": set(),
     "_optimizers": set(),
+    "_progress": set(),
     "_rank_sum": {"_random_state"},
     "_show_settings": set(),
     "distributions": {"_rank_sum", "_show_settings"},
@@ -36,6 +37,7 @@ ARROWS: dict[str, set[str]] = {
         "checkpoint",
         "_optimizers",
         "_program_run",
+        "_progress",
         "_random_state",
         "_rank_sum",
         "_show_settings",
@@ -52,7 +54,7 @@ ARROWS: dict[str, set[str]] = {
         "_release",
         "_show_settings",
     },
-    "diagnostics": {"distributions", "nn", "_random_state", "_release"},
+    "diagnostics": {"distributions", "nn", "_progress", "_random_state", "_release"},
 }
 
 # What a module may import when it is loaded. Anything else loads in the function that uses it.

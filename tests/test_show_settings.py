@@ -45,10 +45,7 @@ class Alone(Base):
         (lambda: Child("a" * 300), "Child(str)"),
         (lambda: Child(None), "Child()"),
         (lambda: Alone(1), "Alone(1)"),  # it takes no rate
-        (
-            lambda: DIVI(inner_steps=2),
-            "DIVI(score=DenoisingScore(inner_steps=2), num_particles=64)",
-        ),
+        (lambda: DIVI(inner_steps=2).score, "DenoisingScore(inner_steps=2)"),
         (lambda: SIG_ELBO(8, backward="top"), "SIG_ELBO(8, backward=TopK(k=8))"),
     ],
 )
@@ -57,7 +54,7 @@ def test_shown(made, shown):
 
 
 def unit(psi):
-    return torch.distributions.Normal(psi, 1.0)
+    return torch.distributions.Independent(torch.distributions.Normal(psi, 1.0), 1)
 
 
 def test_a_semi_implicit_law_shows_its_parts():

@@ -206,7 +206,7 @@ def test_annealing_runs_and_ends_at_the_posterior():
 
 
 def test_progress_bar(capsys):
-    fit(conjugate, Y, budget=3)
+    fit(conjugate, Y, budget=3, progress=True)
     assert "fit: 100%" in capsys.readouterr().err
 
 

@@ -205,7 +205,7 @@ def test_interrupt_carries_the_history():
 
 
 def test_progress_bar_shows_loss_and_rate(capsys):
-    train(svi_for(location_model, optim=pyro.optim.Adam({"lr": 0.025})), DATA, 3)
+    train(svi_for(location_model, optim=pyro.optim.Adam({"lr": 0.025})), DATA, 3, progress=True)
     shown = capsys.readouterr().err
     assert "3/3" in shown and "loss=" in shown and "lr=2.50e-02" in shown
     train(svi_for(location_model), DATA, 3, progress=False)
@@ -219,7 +219,7 @@ def test_schedule_of_svi_advances_at_every_step(capsys):
     optim = pyro.optim.ExponentialLR(
         {"optimizer": torch.optim.SGD, "optim_args": {"lr": 1.0}, "gamma": 0.5}
     )
-    train(svi_for(location_model, optim=optim), DATA, 3)
+    train(svi_for(location_model, optim=optim), DATA, 3, progress=True)
     (scheduler,) = optim.optim_objs.values()
     assert scheduler.optimizer.param_groups[0]["lr"] == 0.125
     assert "lr=1.25e-01" in capsys.readouterr().err
