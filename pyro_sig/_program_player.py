@@ -107,7 +107,9 @@ class ProgramPlayer:
     def averaged(self) -> Iterator[None]:
         """Puts the average in place of the parameters."""
         if self.ema is None:
-            raise ValueError("`ema` must be a decay for an average to be kept, was None")
+            raise ValueError(
+                "`ema` must be a decay for an average to be kept, was None; pass ema=0.999, say"
+            )
         kept = {name: self.params[name].detach().clone() for name in self.average}
         self._copy_in(self.average)
         try:

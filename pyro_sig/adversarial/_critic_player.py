@@ -88,7 +88,7 @@ class CriticPlayer:
         if lacking or foreign:
             raise ValueError(
                 "`critic_optim` must hold the parameters of the critic and no others, but lacked "
-                f"{lacking} and held {foreign} others"
+                f"{lacking} and held {foreign} others; make it of critic.parameters()"
             )
 
     def _warn(self) -> None:

@@ -103,6 +103,7 @@ class ImagePool:
         stored = state_dict["stored"]
         if stored is not None and len(stored) > self.size:
             raise ValueError(
-                f"`state_dict` must hold at most {self.size} fakes, held {len(stored)}"
+                f"`state_dict` must hold at most {self.size} fakes, held {len(stored)}; make the "
+                f"pool as the saved one, ImagePool({len(stored)}) or larger"
             )
         self._stored = None if stored is None else stored.clone()

@@ -184,7 +184,8 @@ def _lock(path: Path) -> Any:
         lock.acquire()
     except Timeout:
         raise ValueError(
-            f"`checkpoint` must be a folder that no other process uses, but {path} is in use"
+            f"`checkpoint` must be a folder that no other process uses, but {path} is in use; "
+            "wait for the other run, or pass another folder"
         ) from None
     except OSError as error:
         raise ValueError(

@@ -90,7 +90,7 @@ def _read(path: Path) -> tuple[Tensor, Tensor]:
     if rest or not data:
         raise ValueError(
             f"`path` is truncated, or no binary CIFAR-10: expected records of {_RECORD} bytes, "
-            f"found {len(data) // _RECORD} and {rest} bytes in {path}"
+            f"found {len(data) // _RECORD} and {rest} bytes in {path}; download it again"
         )
     records = np.frombuffer(data, np.uint8).reshape(-1, _RECORD)
     labels = records[:, 0].astype(np.int64)

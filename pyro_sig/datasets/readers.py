@@ -42,7 +42,7 @@ def read_idx(path: str | os.PathLike[str]) -> Tensor:
     """
     path = as_path("path", path)
     if not path.is_file():
-        raise FileNotFoundError(f"no idx file at {path}")
+        raise FileNotFoundError(f"no idx file at {path}; give the path of one, plain or compressed")
     data = read_bytes(path, "an idx file")
     if any(data[:2]) or (len(data) > 2 and data[2] not in _IDX_DTYPES):
         raise ValueError(

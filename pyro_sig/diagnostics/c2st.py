@@ -137,7 +137,7 @@ def c2st(
 def _counting(network: type[Any], bar: Progress) -> type[Any]:
     """A scikit-learn network that counts its passes through the data."""
 
-    class Counting(network):  # type: ignore[misc]
+    class Counting(network):
         def __setattr__(self, name: str, value: Any) -> None:
             if name == "n_iter_" and value:
                 bar.update()

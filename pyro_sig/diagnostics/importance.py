@@ -129,7 +129,7 @@ def _check_weighable(sites: Sites, parallel: bool) -> None:
         name, plate = next(iter(sites.subsampled.items()))
         raise ValueError(
             f"`model` must not subsample, or its weights differ by the choice of rows; was "
-            f"subsampled at {name!r} by the plate {plate!r}"
+            f"subsampled at {name!r} by the plate {plate!r}; give it no subsample_size here"
         )
     if parallel:
         sites.check_parallel()

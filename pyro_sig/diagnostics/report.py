@@ -313,7 +313,10 @@ def _check_arguments(
     if exact and reference is None:
         raise ValueError("`exact` must be False where `reference` is None, but was True.")
     if sbc is not None and not isinstance(sbc, SBC):
-        raise ValueError(f"`sbc` must be an SBC or None, but was {type(sbc).__name__}.")
+        raise ValueError(
+            f"`sbc` must be what sbc(model, posterior, ...) returns, or None, "
+            f"but was {type(sbc).__name__}."
+        )
 
 
 def _check_path(path: Any) -> None:
@@ -324,7 +327,9 @@ def _check_path(path: Any) -> None:
     if not isinstance(name, str) or not name or Path(name).is_dir():
         raise ValueError(f"`path` must be the name of a file, but was {describe(path)}.")
     if not Path(name).absolute().parent.is_dir():
-        raise ValueError(f"`path` must be in a folder that exists, but was {name!r}.")
+        raise ValueError(
+            f"`path` must be in a folder that exists, but was {name!r}; make it first."
+        )
     suffix, known = Path(name).suffix[1:].lower(), FigureCanvasBase.get_supported_filetypes()
     if suffix and suffix not in known:
         raise ValueError(f"`path` must end in one of {sorted(known)}, but was {name!r}.")

@@ -166,7 +166,7 @@ class LowRankAffine(SharedTransform):
         try:
             return torch.linalg.cholesky(small + torch.eye(len(small)).to(small))
         except torch.linalg.LinAlgError as error:  # of what is positive definite by construction
-            raise ValueError("`factor` must be finite, was not") from error
+            raise ValueError("`factor` must be finite, was not; lower the learning rate") from error
 
     def __eq__(self, other: object) -> bool:
         names = ("loc", "scale", "factor")

@@ -76,7 +76,10 @@ class PsiPosterior(Empirical):
                 f"[*rows, M], were {tuple(samples.shape)} and {tuple(log_weights.shape)}"
             )
         if not log_weights.numel():
-            raise ValueError(f"`log_weights` must not be empty, was {tuple(log_weights.shape)}")
+            raise ValueError(
+                f"`log_weights` must not be empty, was {tuple(log_weights.shape)}; draw at "
+                "least one psi"
+            )
         batch, event = log_weights.shape[:-1], samples.shape[log_weights.dim() :]
         _check_optional("log_evidence", log_evidence, batch)
         _check_optional("effective_sample_size", effective_sample_size, batch)

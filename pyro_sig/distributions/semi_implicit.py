@@ -538,7 +538,12 @@ class SemiImplicit(TorchDistribution):
     ) -> tuple[Tensor, Tensor | float]:
         """Log of the mean density, and the log-density of the psi where these lack rsample."""
         if not isinstance(self.mixing, ParticleMixing):
-            refuse_mcmc("a SemiImplicit", "freeze it: to_mixture(num_mixing)")
+            refuse_mcmc(
+                "a SemiImplicit",
+                "draw its psi once, before the model runs: sample from "
+                "law.to_mixture(num_mixing), or from FixedMixture(psi, conditional) where the "
+                "conditional depends on a latent",
+            )
         if not value.numel():  # no rows, which torch's laws of vectors cannot score
             return torch.zeros(self._rows(value), device=value.device), 0.0
         if self.proposal is not None:
@@ -799,7 +804,10 @@ class SemiImplicit(TorchDistribution):
     def _validate_sample(self, value: Tensor) -> None:
         check_value(value, self.event_shape, self.batch_shape)
         if value.is_floating_point() and not value.isfinite().all():
-            raise ValueError("`value` must be finite, was NaN or infinite in some entries")
+            raise ValueError(
+                "`value` must be finite, was NaN or infinite in some entries; leave missing "
+                "data out by poutine.mask, with any number in their place"
+            )
         check_inside(value, self._support, "conditional's")
 
     def _check_psi_0(self, psi_0: Tensor, value: Tensor) -> None:

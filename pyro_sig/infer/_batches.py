@@ -76,7 +76,10 @@ class Cycle:
             else:
                 self._consumed += 1
                 return as_arguments(batch)
-        raise ValueError(f"`batches` must yield a batch, but was empty at step {step}.")
+        raise ValueError(
+            f"`batches` must yield a batch, but was empty at step {step}; are there rows, and "
+            "as many as a batch of drop_last?"
+        )
 
     def _is_iterator(self) -> bool:
         return hasattr(self._batches, "__next__")

@@ -184,8 +184,8 @@ class Average:
                 param.copy_(self.means[name])
 
     def _params(self) -> list[tuple[str, Tensor]]:
-        store = pyro.get_param_store()
-        return [(store.param_name(param), param) for param in self.optim.optim_objs]
+        named = ((pyro.get_param_store().param_name(p), p) for p in self.optim.optim_objs)
+        return [(name, param) for name, param in named if name is not None]
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the means and their number."""

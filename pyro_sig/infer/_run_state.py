@@ -74,7 +74,8 @@ class RunState:
             if steps := self._folder.steps():
                 raise ValueError(
                     f"`checkpoint` must be a folder without checkpoints where `resume` is False, "
-                    f"but {self._folder.path} has those of steps {steps}"
+                    f"but {self._folder.path} has those of steps {steps}; pass another folder, or "
+                    "resume='auto' to go on"
                 )
             return 0
         found = self._folder.newest()
@@ -82,7 +83,7 @@ class RunState:
             if self._resume is True:
                 raise ValueError(
                     f"`checkpoint` must hold a checkpoint where `resume` is True, but "
-                    f"{self._folder.path} had none"
+                    f"{self._folder.path} had none; resume='auto' begins where there is none"
                 )
             return 0
         step, state = found

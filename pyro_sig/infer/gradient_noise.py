@@ -78,7 +78,9 @@ def gradient_noise(
     if not wanted:
         raise ValueError("`parameters` must hold at least one tensor, was empty")
     if not all(w.requires_grad for w in wanted):
-        raise ValueError("`parameters` must require a gradient, but some do not")
+        raise ValueError(
+            "`parameters` must require a gradient, but some do not; call requires_grad_()"
+        )
     truth = None if exact is None else _flat(wanted, _tensors("exact", exact))
     mean, squares = torch.zeros((), dtype=torch.float64), 0.0
     with Progress(progress, num_repeats, "gradients") as bar:

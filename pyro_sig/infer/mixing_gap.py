@@ -71,7 +71,9 @@ def mixing_gap(svi: SVI, *args: Any, factor: int = 4, **kwargs: Any) -> float:  
             rows = math.prod(frame.full_size or frame.size for frame in site["cond_indep_stack"])
             num_rows = max(num_rows, float(rows))
     if num_rows == 0:
-        raise ValueError("`svi` must have a model with observed rows, had none")
+        raise ValueError(
+            "`svi` must have a model with observed rows, had none; pass the data after `svi`"
+        )
     return (few - many) / num_rows
 
 

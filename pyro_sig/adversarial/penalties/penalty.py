@@ -218,7 +218,8 @@ def _interpolate(real: Values, fake: Values) -> Values:
     if shapes[0] != shapes[1]:
         raise ValueError(
             "`fake` must have the shape of `real` where a penalty interpolates between them, was "
-            f"{shapes[1]} and `real` {shapes[0]}"
+            f"{shapes[1]} and `real` {shapes[0]}; let the model draw as many rows "
+            "as it is given, or take R1, which needs no pairs"
         )
     # The parts of a row lie at one point of the line between its real and its fake.
     if any(x.device != y.device for x, y in zip(reals, fakes, strict=True)):
