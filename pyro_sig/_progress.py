@@ -82,7 +82,11 @@ def _is_watched() -> bool:
         return False
     if os.environ.get("RANK", "0") != "0":
         return False
-    return _is_notebook() or (sys.stderr is not None and sys.stderr.isatty())
+    return _is_terminal() or _is_notebook()
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def _is_notebook() -> bool:

@@ -13,7 +13,7 @@ from pyro_sig._progress import Progress
 @pytest.fixture
 def terminal(monkeypatch, capsys):
     """A standard error that is watched, and no patience; returns what has been shown since."""
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(_progress, "_is_terminal", lambda: True)
     monkeypatch.setattr(_progress, "_PATIENCE", 0.0)
     for name in ("CI", "RANK"):
         monkeypatch.delenv(name, raising=False)
@@ -65,6 +65,14 @@ def test_a_file_is_no_terminal(capsys, monkeypatch):
     assert capsys.readouterr() == ("", "")
     work(True)
     assert "3/3" in capsys.readouterr().err
+
+
+def test_what_is_a_terminal(monkeypatch):
+    assert not _progress._is_terminal()  # but captured
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert _progress._is_terminal()
+    monkeypatch.setattr(sys, "stderr", None)  # as under pythonw
+    assert not _progress._is_terminal()
 
 
 def test_a_notebook_is_watched(capsys, monkeypatch):
