@@ -103,6 +103,16 @@ def check_tensor(
     return value
 
 
+def check_floating(name: str, value: Any) -> Tensor:
+    """Returns a dense tensor of a floating point type.
+
+    :param str name: the argument's name.
+    :param value: what was passed.
+    :raises ValueError: if it is none.
+    """
+    return check_tensor(name, value, "a dense floating point tensor", Tensor.is_floating_point)
+
+
 def check_finite(name: str, tensor: Tensor) -> None:
     """Checks the entries of a tensor.
 
@@ -188,10 +198,10 @@ def check_number(
     """
     number = value.item() if is_dense(value) and value.numel() == 1 else value
     if is_number(number):
-        number = float(number)
-        inside = (above < number or above == -math.inf) and (number < below or below == math.inf)
-        if inside and least <= number <= most and (math.isfinite(number) or not finite):
-            return number
+        size = float(number)
+        inside = (above < size or above == -math.inf) and (size < below or below == math.inf)
+        if inside and least <= size <= most and (math.isfinite(size) or not finite):
+            return size
     if must_be is None:
         bounds = {"above": above, "of at least": least, "below": below, "at most": most}
         stated = [f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound)]
