@@ -183,8 +183,9 @@ def check_number(
     below: float = math.inf,
     most: float = math.inf,
     finite: bool = True,
+    tensors: bool = True,
 ) -> float:
-    """Returns a number within bounds; a tensor of one entry is a number too.
+    """Returns a number within bounds.
 
     :param str name: the argument's name.
     :param value: what was passed.
@@ -194,9 +195,10 @@ def check_number(
     :param below: what must exceed it.
     :param most: the largest that will do.
     :param finite: whether infinity will not do.
+    :param tensors: whether a tensor of one entry will do.
     :raises ValueError: if it is none, or beyond a bound.
     """
-    number = value.item() if is_dense(value) and value.numel() == 1 else value
+    number = value.item() if tensors and is_dense(value) and value.numel() == 1 else value
     if is_number(number):
         size = float(number)
         inside = (above < size or above == -math.inf) and (size < below or below == math.inf)

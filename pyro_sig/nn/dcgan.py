@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 
 from pyro_sig._arguments import Device, Dtype, check_device, check_integer, floating, refusal
-from pyro_sig.nn._make_module import make_module
 from pyro_sig.nn._image_networks import ImageCritic, ImageGenerator, initialise, normalise
+from pyro_sig.nn._make_module import make_module
 
 __all__ = ["DCGANCritic", "DCGANGenerator"]
 
