@@ -44,7 +44,9 @@ def run_conditional(
     """
     components = call("conditional", conditional, psi)
     if not isinstance(components, Distribution):
-        raise ValueError(f"`conditional` must return a Distribution, was {describe(components)}")
+        raise ValueError(
+            f"`conditional` must return a Distribution, returned {describe(components)}"
+        )
     batch_shape = psi.shape[: psi.dim() - psi_event_dim]
     if components.batch_shape == batch_shape:
         return components

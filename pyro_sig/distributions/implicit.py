@@ -76,7 +76,7 @@ class Implicit(TorchDistribution):
         support: constraints.Constraint | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        check_callable("transform", transform, classes=True)
+        check_callable("transform", transform, "a callable noise -> psi", classes=True)
         check_instance("noise", noise, Distribution, "a Distribution")
         if not noise.has_rsample and _has_trainable(noise):
             raise ValueError(
