@@ -22,7 +22,8 @@ Dtype = torch.dtype | None
 Device = torch.device | str | None
 
 # What its repr tells best.
-_BY_REPR = (bool, Number, np.generic, bytes, torch.dtype, torch.device, PurePath, type(None))
+_OF_TORCH = (torch.dtype, torch.device, torch.Size)
+_BY_REPR = (bool, Number, np.generic, bytes, PurePath, type(None), *_OF_TORCH)
 
 
 # ---------------------------------------------------------------------------------------- the words

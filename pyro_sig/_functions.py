@@ -50,7 +50,7 @@ def check_callable(
     else:
         fits = is_function(value) and (modules or not isinstance(value, nn.Module))
     if not fits:
-        raise refusal(name, must_be + " or None" * optional, value)
+        raise refusal(name, must_be + ", or None" * optional, value)
 
 
 def check_takes(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:

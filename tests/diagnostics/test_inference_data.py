@@ -409,7 +409,9 @@ def test_bad_arguments():
         to_inference_data(model, guide, DATA, num_samples=0)
     with pytest.raises(ValueError, match=r"`model` must be a function or a module, was 3"):
         to_inference_data(3)
-    with pytest.raises(ValueError, match=r"`guide` must be callable or None, but was .*torch"):
+    with pytest.raises(
+        ValueError, match=r"`guide` must be a function, a module or None,.*, was .*torch"
+    ):
         to_inference_data(model, DATA)
     with pytest.raises(ValueError, match=r"`guide` must hold at least one callable.*\[\]"):
         to_inference_data(model, [])
