@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_sig._arguments import check_integer, check_number, refusal
 from pyro_sig._progress import Progress
-from pyro_sig.diagnostics._arguments import check_count, check_share, describe
 from pyro_sig.diagnostics._samples import check_samples
 from pyro_sig.diagnostics._streams import own_stream
 from pyro_sig.diagnostics.permutation import TwoSampleTest
@@ -76,15 +76,12 @@ def c2st(
     from sklearn.neural_network import MLPClassifier
 
     x, y = check_samples(x, y, least=2)
-    held_out = check_share("held_out", held_out)
-    check_count("seed", seed, least=0)
+    held_out = check_number("held_out", held_out, above=0, below=1)
+    check_integer("seed", seed, 0)
     needed = ("fit", "predict", "get_params", "set_params")
     is_estimator = all(hasattr(classifier, name) for name in needed)
     if classifier is not None and (isinstance(classifier, type) or not is_estimator):
-        raise ValueError(
-            f"`classifier` must be a scikit-learn classifier or None, but was "
-            f"{describe(classifier)}."
-        )
+        raise refusal("classifier", "a scikit-learn classifier or None", classifier)
     count = min(len(x), len(y))
     num_test = min(max(1, round(held_out * count)), count - 1)
     num_train = count - num_test
@@ -125,7 +122,7 @@ def c2st(
     if called.shape != test_labels.shape:
         raise ValueError(
             f"`classifier` must predict one label for each of {len(test)} rows, but those "
-            f"had shape {tuple(called.shape)}."
+            f"had shape {tuple(called.shape)}"
         )
     num_called_x = int((called == 1).sum())
     right = int(((called == 1) & (test_labels == 1)).sum())

@@ -10,15 +10,16 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_sig._arguments import check_flag, check_integer, refusal
+from pyro_sig._functions import check_callable
 from pyro_sig._progress import Progress
-from pyro_sig.diagnostics._arguments import as_list, check_callable, check_flag, describe
+from pyro_sig.diagnostics._containers import as_list
 from pyro_sig.diagnostics._given_draws import Given, count_draws, tensors_of
 from pyro_sig.diagnostics._guide_parameters import own_parameters, refuse_foreign_parameters
 from pyro_sig.diagnostics._own_draws import OwnDraws, semi_implicit_of
 from pyro_sig.diagnostics._program_sites import Call, scored_sites
 from pyro_sig.diagnostics.guide_density import score_values
 from pyro_sig.diagnostics.importance import log_importance_weights
-from pyro_sig.distributions.components import check_positive
 
 __all__ = ["EvidenceBounds", "evidence_bounds"]
 
@@ -129,15 +130,13 @@ def evidence_bounds(
     """
     sizes = as_list(num_importance)
     if sizes is None:
-        raise ValueError(
-            f"`num_importance` must be a sequence of numbers, was {describe(num_importance)}"
-        )
+        raise refusal("num_importance", "a sequence of numbers", num_importance)
     if not sizes:
         raise ValueError("`num_importance` must hold at least one number, was empty")
     for size in sizes:
-        check_positive("num_importance", size)
-    check_positive("num_samples", num_samples)
-    check_positive("num_mixing", num_mixing)
+        check_integer("num_importance", size, 1)
+    check_integer("num_samples", num_samples, 1)
+    check_integer("num_mixing", num_mixing, 1)
     check_callable("model", model)
     check_callable("guide", guide)
     check_flag("parallel", parallel)

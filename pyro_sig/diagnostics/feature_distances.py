@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_sig._arguments import check_integer
 from pyro_sig._progress import Progress
-from pyro_sig.diagnostics._arguments import check_count, check_generator
 from pyro_sig.diagnostics._samples import check_samples, row_blocks
+from pyro_sig.diagnostics._streams import check_generator
 
 __all__ = ["KernelDistance", "frechet_distance", "kernel_distance"]
 
@@ -130,16 +131,16 @@ def kernel_distance(
         True
     """
     real, fake = check_samples(real, fake, ("real", "fake"), least=4)
-    check_count("num_subsets", num_subsets, least=2)
+    check_integer("num_subsets", num_subsets, 2)
     check_generator(generator)
     smaller = min(len(real), len(fake))
     if subset_size is None:
         subset_size = min(1000, smaller // 2)
-    check_count("subset_size", subset_size, least=2)
+    check_integer("subset_size", subset_size, 2)
     if subset_size >= smaller:
         raise ValueError(
             f"`subset_size` must be less than the rows of the smaller sample, {smaller}, "
-            f"but was {subset_size}."
+            f"was {subset_size}"
         )
     found = []
     with torch.no_grad(), Progress(progress, num_subsets, "subsets") as bar:

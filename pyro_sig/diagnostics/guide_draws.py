@@ -10,11 +10,11 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_sig._arguments import check_integer
+from pyro_sig._functions import check_callable
 from pyro_sig._progress import Progress
-from pyro_sig.diagnostics._arguments import check_callable
 from pyro_sig.diagnostics._guide_parameters import refuse_foreign_parameters
 from pyro_sig.diagnostics._program_sites import scored_sites
-from pyro_sig.distributions.components import check_positive
 
 __all__ = ["draws_from"]
 
@@ -53,7 +53,7 @@ def draws_from(
         >>> draws_from(guide, torch.zeros(3), num_samples=10)["z"].shape
         torch.Size([10, 3])
     """
-    check_positive("num_samples", num_samples)
+    check_integer("num_samples", num_samples, 1)
     check_callable("guide", guide)
     refuse_foreign_parameters(guide)
     runs: list[dict[str, Tensor]] = []
@@ -64,12 +64,12 @@ def draws_from(
             bar.update()
     shapes = [{name: tuple(value.shape) for name, value in run.items()} for run in runs]
     if not shapes[0]:
-        raise ValueError("`guide` must draw at least one site, but drew none.")
+        raise ValueError("`guide` must draw at least one site, drew none")
     for other in shapes:
         if other != shapes[0]:
             raise ValueError(
                 "`guide` must draw the same sites of the same shapes in every run, "
-                f"but drew {shapes[0]} and {other}."
+                f"drew {shapes[0]} and {other}"
             )
     return {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
 

@@ -10,13 +10,13 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_sig._arguments import check_flag, check_integer
+from pyro_sig._functions import check_callable
 from pyro_sig._progress import Progress
-from pyro_sig.diagnostics._arguments import check_callable, check_flag
 from pyro_sig.diagnostics._guide_parameters import own_parameters, refuse_foreign_parameters
 from pyro_sig.diagnostics._own_draws import OwnDraws
 from pyro_sig.diagnostics._program_draws import Runner
 from pyro_sig.diagnostics._program_sites import Call, Sites, describe_sites
-from pyro_sig.distributions.components import check_positive
 
 __all__ = ["log_importance_weights"]
 
@@ -78,9 +78,9 @@ def log_importance_weights(
     check_callable("model", model)
     check_callable("guide", guide)
     check_flag("parallel", parallel)
-    check_positive("num_samples", num_samples)
+    check_integer("num_samples", num_samples, 1)
     if num_mixing is not None:
-        check_positive("num_mixing", num_mixing)
+        check_integer("num_mixing", num_mixing, 1)
     refuse_foreign_parameters(guide)
     call = Call(args, kwargs)
     messenger = nullcontext() if num_mixing is None else OwnDraws(num_mixing)
@@ -110,7 +110,7 @@ def log_importance_weights(
 
 def _check_weighable(sites: Sites, parallel: bool) -> None:
     if not sites.values:
-        raise ValueError("`model` must have a latent or an observed site, but had none")
+        raise ValueError("`model` must have a latent or an observed site, had none")
     if sites.foreign:
         raise ValueError(
             f"`guide` must draw latents of `model` or auxiliary sites only, or its density counts "

@@ -10,15 +10,9 @@ import numpy as np
 import torch
 from pyro import poutine
 
+from pyro_sig._arguments import check_flag, check_integer, describe, is_flag, refusal
+from pyro_sig._functions import check_callable, is_function
 from pyro_sig._progress import Progress
-from pyro_sig.diagnostics._arguments import (
-    check_callable,
-    check_count,
-    check_flag,
-    describe,
-    is_flag,
-    is_program,
-)
 from pyro_sig.diagnostics._arviz_labels import (
     check_labels,
     export,
@@ -322,7 +316,7 @@ def draws_to_inference_data(
         if len(set(leads.values())) > 1 or len(lead) < num_lead or 0 in lead:
             raise ValueError(
                 f"`{group}` must hold entries of shape [{'chains, ' * grouped}draws, ...] with the "
-                f"same number of draws, at least 1, but the leading shapes were {leads}."
+                f"same number of draws, at least 1, but the leading shapes were {leads}"
             )
         if not grouped:
             arrays[group] = {name: array[np.newaxis] for name, array in arrays[group].items()}
@@ -332,14 +326,14 @@ def draws_to_inference_data(
         if counts[group] != counts.get("posterior", counts[group]):
             raise ValueError(
                 f"`{group}` must hold one entry for each draw of `posterior`, whose leading shape "
-                f"is {counts['posterior']}, but its own was {counts[group]}."
+                f"is {counts['posterior']}, but its own was {counts[group]}"
             )
         for name, array in arrays[group].items():
             num_bad = int((~np.isfinite(array)).sum())
             if num_bad:
                 raise ValueError(
                     f"`{group}` must be finite, but {name!r} was infinite or NaN in {num_bad} of "
-                    f"{array.size} entries."
+                    f"{array.size} entries"
                 )
     return export(arrays, coords=coords, dims=dims, attrs=attrs)
 
@@ -354,39 +348,35 @@ def _check_arguments(
     posterior: Draws | None,
     log_likelihood: bool | None,
 ) -> list[Callable[..., Any]]:
-    check_count("num_samples", num_samples)
+    check_integer("num_samples", num_samples, 1)
     check_callable("model", model)
     if guide is None:
         guides = []
     elif isinstance(guide, (list, tuple)):
         guides = list(guide)
-        if not guides or not all(is_program(one) for one in guides):
+        if not guides or not all(is_function(one) for one in guides):
             raise ValueError(
-                "`guide` must hold at least one callable where it is a sequence, but held "
-                f"{[describe(one) for one in guides]}."
+                "`guide` must hold at least one callable where it is a sequence, held "
+                f"{describe(guides)}"
             )
         if len({id(one) for one in guides}) < len(guides):
             raise ValueError(
-                "`guide` must hold independently trained guides, but held one of them twice."
+                "`guide` must hold independently trained guides, held one of them twice"
             )
-    elif not is_program(guide):
-        raise ValueError(
-            f"`guide` must be callable or None, but was {describe(guide)}: "
-            "the program's own arguments come after the guide."
-        )
+    elif not is_function(guide):
+        must_be = "a function, a module or None, with the program's own arguments after it"
+        raise refusal("guide", must_be, guide)
     else:
         guides = [guide]
         refuse_foreign_parameters(guide)
     if posterior is not None:
         if guides:
-            raise ValueError("`posterior` must be None where a `guide` is given, but was not.")
+            raise ValueError("`posterior` must be None where a `guide` is given, was not")
         check_tensors("posterior", posterior)
         if not posterior:
-            raise ValueError("`posterior` must hold draws of the latents, but was empty.")
+            raise ValueError("`posterior` must hold draws of the latents, was empty")
     if not (log_likelihood is None or is_flag(log_likelihood)):
-        raise ValueError(
-            f"`log_likelihood` must be True, False or None, but was {describe(log_likelihood)}."
-        )
+        raise refusal("log_likelihood", "True, False or None", log_likelihood)
     return guides
 
 
@@ -413,7 +403,7 @@ def _pointwise_sites(sites: Sites, log_likelihood: bool | None) -> list[str]:
             if name in sites.subsampled:
                 missing = missing or f"the site {name!r} is inside a plate that subsamples"
     if log_likelihood and missing:
-        raise ValueError(f"`log_likelihood` must be None or False where {missing}, but was True.")
+        raise ValueError(f"`log_likelihood` must be None or False where {missing}, was True")
     return found
 
 

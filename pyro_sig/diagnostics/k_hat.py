@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_sig._arguments import check_integer, check_tensor
 from pyro_sig._progress import Progress
-from pyro_sig.diagnostics._arguments import check_tensor
 from pyro_sig.diagnostics.importance import log_importance_weights
 from pyro_sig.diagnostics.pareto import k_hat_verdict, pareto_k_hat
-from pyro_sig.distributions.components import check_positive
 
 __all__ = ["KHat", "effective_share", "k_hat"]
 
@@ -104,10 +103,8 @@ def k_hat(
         >>> k_hat(model, guide, parallel=True, progress=False).verdict
         'do not trust expectations, weighted or not'
     """
-    check_positive("num_repeats", num_repeats)
-    check_positive("num_samples", num_samples)
-    if num_samples < 50:
-        raise ValueError(f"`num_samples` must be at least 50, to have a tail; was {num_samples}")
+    check_integer("num_repeats", num_repeats, 1)
+    check_integer("num_samples", num_samples, 50)  # to have a tail
 
     repeats = []
     with Progress(progress, num_repeats, "k-hat") as bar:
@@ -154,14 +151,14 @@ def effective_share(log_weights: Tensor) -> float:
     log_weights = check_tensor(
         "log_weights",
         log_weights,
-        "of shape [S] and not empty",
+        "a dense tensor of shape [S] and not empty",
         lambda w: w.dim() == 1 and len(w) > 0,
     )
     largest = float(log_weights.max())
     if not math.isfinite(largest):
         raise ValueError(
             "`log_weights` must be finite in some entry, and neither NaN nor plus infinity in any, "
-            f"but their maximum was {largest}."
+            f"but their maximum was {largest}"
         )
     log_weights = log_weights.double()
     log_size = 2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)

@@ -17,9 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_sig._arguments import check_integer
 from pyro_sig._progress import Progress
-from pyro_sig.diagnostics._arguments import check_count, check_generator
 from pyro_sig.diagnostics._samples import row_blocks
+from pyro_sig.diagnostics._streams import check_generator
 
 __all__ = ["TwoSampleTest"]
 
@@ -54,7 +55,7 @@ def relabellings(
     The first is the labelling as given. Truth values, because B vectors over the pooled sample
     are the largest thing that a test holds.
     """
-    check_count("num_permutations", num_permutations)
+    check_integer("num_permutations", num_permutations, 1)
     check_generator(generator)
     num_rows = num_x + num_y
     source = device if generator is None else generator.device

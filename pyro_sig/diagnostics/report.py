@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from pyro_sig._arguments import check_flag, check_instance, check_integer, refusal
 from pyro_sig._progress import Progress
-from pyro_sig.diagnostics._arguments import check_flag, describe
 from pyro_sig.diagnostics._given_draws import Draws
 from pyro_sig.diagnostics._program_sites import Call
 from pyro_sig.diagnostics._report_checks import (
@@ -32,7 +32,6 @@ from pyro_sig.diagnostics.evidence_bounds import EvidenceBounds
 from pyro_sig.diagnostics.inference_data import to_inference_data
 from pyro_sig.diagnostics.k_hat import KHat
 from pyro_sig.diagnostics.sbc import SBC
-from pyro_sig.distributions.components import check_positive
 
 __all__ = ["Report", "ReportLine", "report"]
 
@@ -305,18 +304,12 @@ def _check_arguments(
     num_mixing: int,
 ) -> None:
     if guide is None and posterior is None:
-        raise ValueError("`guide` must be given where `posterior` is not, but both were None.")
-    check_positive("num_samples", num_samples)
-    if num_samples < _LEAST_SAMPLES:
-        raise ValueError(f"`num_samples` must be at least {_LEAST_SAMPLES}, but was {num_samples}.")
-    check_positive("num_mixing", num_mixing)
+        raise ValueError("`guide` must be given where `posterior` is not, but both were None")
+    check_integer("num_samples", num_samples, _LEAST_SAMPLES)
+    check_integer("num_mixing", num_mixing, 1)
     if exact and reference is None:
-        raise ValueError("`exact` must be False where `reference` is None, but was True.")
-    if sbc is not None and not isinstance(sbc, SBC):
-        raise ValueError(
-            f"`sbc` must be what sbc(model, posterior, ...) returns, or None, "
-            f"but was {type(sbc).__name__}."
-        )
+        raise ValueError("`exact` must be False where `reference` is None, was True")
+    check_instance("sbc", sbc, (SBC, type(None)), "what sbc(...) returns, or None")
 
 
 def _check_path(path: Any) -> None:
@@ -325,14 +318,12 @@ def _check_path(path: Any) -> None:
 
     name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     if not isinstance(name, str) or not name or Path(name).is_dir():
-        raise ValueError(f"`path` must be the name of a file, but was {describe(path)}.")
+        raise refusal("path", "the name of a file", path)
     if not Path(name).absolute().parent.is_dir():
-        raise ValueError(
-            f"`path` must be in a folder that exists, but was {name!r}; make it first."
-        )
+        raise refusal("path", "in a folder that exists: make it first", name)
     suffix, known = Path(name).suffix[1:].lower(), FigureCanvasBase.get_supported_filetypes()
     if suffix and suffix not in known:
-        raise ValueError(f"`path` must end in one of {sorted(known)}, but was {name!r}.")
+        raise ValueError(f"`path` must end in one of {sorted(known)}, was {name!r}")
 
 
 @contextmanager

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_sig._arguments import check_integer
 from pyro_sig._progress import Progress
-from pyro_sig.diagnostics._arguments import check_count
 from pyro_sig.diagnostics._samples import check_samples
 from pyro_sig.diagnostics._streams import own_stream
 from pyro_sig.diagnostics.permutation import TwoSampleTest, rank, relabellings
@@ -156,7 +156,7 @@ class _Levels:
 
 
 def _directions(num_projections: int, dim: int, seed: int) -> Tensor:
-    check_count("num_projections", num_projections)
+    check_integer("num_projections", num_projections, 1)
     generator = own_stream("directions", seed)
     directions = torch.randn(num_projections, dim, generator=generator, dtype=torch.double)
     return directions / torch.linalg.vector_norm(directions, dim=-1, keepdim=True)

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_sig._arguments import check_finite, check_integer, check_number, check_tensor, refusal
 from pyro_sig._progress import Progress
-from pyro_sig.diagnostics._arguments import check_finite, check_share, check_tensor
 from pyro_sig.diagnostics._rank_plot import plot_ranks, short_p_value
 from pyro_sig.diagnostics._streams import own_stream
 from pyro_sig.diagnostics.sbc import sbc_ranks
 from pyro_sig.diagnostics.uniformity import check_ranks, uniformity_test
-from pyro_sig.distributions.components import check_positive
 
 __all__ = ["TARP", "tarp"]
 
@@ -39,10 +38,10 @@ class TARP:
 
         :raises ValueError: if the ranks are not integers from 0 to S of shape ``[N]``.
         """
-        check_positive("num_draws", self.num_draws)
+        check_integer("num_draws", self.num_draws, 1)
         check_ranks("ranks", self.ranks, self.num_draws)
         if self.ranks.dim() != 1:
-            raise ValueError(f"`ranks` must be of shape [N], but was {tuple(self.ranks.shape)}.")
+            raise refusal("ranks", "of shape [N]", self.ranks)
 
     @cached_property
     def p_value(self) -> float:
@@ -74,7 +73,7 @@ class TARP:
         :return: a matplotlib ``Figure``.
         :raises ValueError: if ``level`` is not between 0 and 1.
         """
-        level = check_share("level", level)
+        level = check_number("level", level, above=0, below=1)
         return plot_ranks(
             {"": self.ranks.unsqueeze(-1)},
             self.num_draws,
@@ -177,13 +176,13 @@ def _check_draws(truths: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
         check_finite(name, check_tensor(name, values, "a tensor of real numbers"))
     if truths.dim() not in (1, 2) or truths.numel() == 0:
         raise ValueError(
-            f"`truths` must be of shape [N, D] or [N], not empty, but was {tuple(truths.shape)}."
+            f"`truths` must be of shape [N, D] or [N], not empty, was {tuple(truths.shape)}"
         )
     fits = draws.dim() == truths.dim() + 1 and draws.shape[1] >= 1
     if not fits or draws.shape[:1] + draws.shape[2:] != truths.shape:
         raise ValueError(
             f"`draws` must be of shape [N, S, D] for `truths` of shape [N, D], [N, S] for [N], "
-            f"but they were {tuple(draws.shape)} and {tuple(truths.shape)}."
+            f"but they were {tuple(draws.shape)} and {tuple(truths.shape)}"
         )
     dtype = torch.promote_types(truths.dtype, draws.dtype)
     if not dtype.is_floating_point:

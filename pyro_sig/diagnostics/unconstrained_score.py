@@ -10,8 +10,8 @@ from pyro import poutine
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 
+from pyro_sig._functions import check_callable
 from pyro_sig._progress import Progress
-from pyro_sig.diagnostics._arguments import check_callable
 from pyro_sig.diagnostics._given_draws import count_draws, tensors_of
 
 __all__ = ["unconstrained_score"]

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyro_sig._program_run import is_function
+from pyro_sig._arguments import refusal
+from pyro_sig._functions import is_function
 from pyro_sig._random_state import random_state, set_random_state
 
 __all__ = ["Arguments", "Cycle", "arguments_of"]
@@ -41,9 +42,11 @@ def arguments_of(batches: Any) -> Callable[[int], Arguments]:
         return Cycle(batches)
     if is_function(batches) and not isinstance(batches, nn.Module):
         return lambda step: as_arguments(batches(step))
-    raise ValueError(
-        "`batches` must be a tensor, a tuple or dict of arguments, an iterable of batches or a "
-        f"callable of the step number, but was {type(batches).__name__}."
+    raise refusal(
+        "batches",
+        "a tensor, a tuple or dict of arguments, an iterable of batches or a callable of the step "
+        "number",
+        batches,
     )
 
 
@@ -69,16 +72,16 @@ class Cycle:
                 again = iter(self._batches) if self._is_iterator() else None
                 if again is ended:
                     raise ValueError(
-                        f"`batches` must yield a batch for every step, but was an iterator that "
-                        f"was exhausted at step {step}. Pass the iterable that it came from, "
-                        "which can be begun again."
+                        f"`batches` must yield a batch for every step, was an iterator that was "
+                        f"exhausted at step {step}: pass the iterable that it came from, which "
+                        "can be begun again"
                     ) from None
             else:
                 self._consumed += 1
                 return as_arguments(batch)
         raise ValueError(
-            f"`batches` must yield a batch, but was empty at step {step}; are there rows, and "
-            "as many as a batch of drop_last?"
+            f"`batches` must yield a batch, was empty at step {step}; are there rows, and as many "
+            "as a batch of drop_last?"
         )
 
     def _is_iterator(self) -> bool:
@@ -114,7 +117,7 @@ class Cycle:
             except StopIteration:
                 raise ValueError(
                     f"`batches` must yield the {state['consumed']} batches that the saved run took "
-                    f"of it, but had {self._consumed}"
+                    f"of it, had {self._consumed}"
                 ) from None
             self._consumed += 1
 

@@ -9,14 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_sig._program_run import first_call
+from pyro_sig._arguments import check_floating, check_integer, check_number, refusal
+from pyro_sig._functions import check_callable, first_call
 from pyro_sig._progress import Progress
-from pyro_sig.infer._checks import (
-    check_callable,
-    check_integer,
-    check_number,
-    check_tensor,
-)
 
 __all__ = ["ScaleReport", "find_scale"]
 
@@ -90,7 +85,7 @@ class _Target:
                 (grad,) = torch.autograd.grad(log_p.sum(), z, allow_unused=True)
             if grad is None:
                 raise ValueError(
-                    "`log_density` must be differentiable, but returned a tensor without a "
+                    "`log_density` must be differentiable, returned a tensor without a "
                     "gradient to its argument"
                 )
         bad = ~(log_p.isfinite() & grad.isfinite().all(-1))
@@ -178,10 +173,10 @@ def find_scale(
         tensor(True)
     """
     check_callable("log_density", log_density)
-    check_tensor("init_loc", init_loc)
+    check_floating("init_loc", init_loc)
     if init_loc.dim() not in (1, 2) or not init_loc.numel():
-        raise ValueError(f"`init_loc` must be of shape [D] or [S, D], was {tuple(init_loc.shape)}")
-    init_scale = check_number("init_scale", init_scale, positive=True)
+        raise refusal("init_loc", "of shape [D] or [S, D]", init_loc)
+    init_scale = check_number("init_scale", init_scale, above=0)
     check_integer("num_iterations", num_iterations)
     check_integer("num_updates", num_updates)
     if num_draws is not None:

@@ -16,13 +16,12 @@ from pyro.infer import ELBO, SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoContinuous
 from torch import Tensor
 
-from pyro_sig._program_run import check_program, check_takes
+from pyro_sig._arguments import check_integer, check_number, describe
+from pyro_sig._functions import check_callable, check_takes
 from pyro_sig._progress import Progress
 from pyro_sig.diagnostics import effective_share, log_importance_weights, pareto_k_hat
 from pyro_sig.diagnostics.pareto import k_hat_verdict
-from pyro_sig.distributions.components import check_positive
 from pyro_sig.infer._batches import Arguments
-from pyro_sig.infer._checks import check_callable, check_number, describe
 from pyro_sig.infer._fit_schedule import Average, Schedule, tempered
 from pyro_sig.infer._mapped_elbo import MappedELBO
 from pyro_sig.infer._potential import unconstrained_log_density
@@ -138,17 +137,17 @@ def fit(
     start = time.perf_counter()
     if budget is None:
         budget = _BUDGET if max_seconds is None else sys.maxsize
-    check_program("model", model)
+    check_callable("model", model, "a program, a function or a module")
     if guide is not None:
-        check_program("guide", guide)
+        check_callable("guide", guide, "a program, a function or a module")
     if learning_rate is None:
         learning_rate = getattr(loss, "guide_learning_rate", _LEARNING_RATE)
     _check_loss(loss, args, kwargs)
-    check_positive("budget", budget)
+    check_integer("budget", budget, 1)
     if max_seconds is not None:
-        max_seconds = check_number("max_seconds", max_seconds, positive=True, finite=False)
-    learning_rate = check_number("learning_rate", learning_rate, positive=True)
-    annealing = check_number("annealing", annealing, most=1)
+        max_seconds = check_number("max_seconds", max_seconds, above=0, finite=False)
+    learning_rate = check_number("learning_rate", learning_rate, above=0)
+    annealing = check_number("annealing", annealing, least=0, most=1)
     guide = _fresh_guide(model) if guide is None else guide
     with Progress(progress, 1, "scale") as bar, torch.no_grad(), poutine.block():
         guide(*args, **kwargs)  # finds the scale

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_sig._program_run import check_takes
+from pyro_sig._arguments import check_integer, describe, refusal
+from pyro_sig._functions import check_callable, check_takes
 from pyro_sig._progress import Progress
-from pyro_sig.distributions.components import check_positive
-from pyro_sig.infer._checks import check_callable, describe
 
 __all__ = ["GradientNoise", "gradient_noise"]
 
@@ -69,9 +68,7 @@ def gradient_noise(
         >>> 2.8 < noise.variance < 3.2
         True
     """
-    check_positive("num_repeats", num_repeats)
-    if num_repeats < 2:
-        raise ValueError(f"`num_repeats` must be at least 2, was {num_repeats}")
+    check_integer("num_repeats", num_repeats, 2)
     check_callable("loss_fn", loss_fn)
     check_takes("loss_fn", loss_fn)
     wanted = _tensors("parameters", parameters)
@@ -105,7 +102,7 @@ def _tensors(name: str, given: Iterable[Tensor]) -> list[Tensor]:
     # A tensor can be gone through too, but its rows are no parameters.
     tensors = list(given) if isinstance(given, Iterable) and not _is_array(given) else [None]
     if not all(isinstance(tensor, Tensor) for tensor in tensors):
-        raise ValueError(f"`{name}` must be an iterable of tensors, was {describe(given)}")
+        raise refusal(name, "an iterable of tensors", given)
     return tensors  # type: ignore[return-value]
 
 

@@ -12,13 +12,13 @@ from pyro.infer import TraceEnum_ELBO
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_sig._arguments import check_integer
 from pyro_sig._rank_sum import own_share
 from pyro_sig._show_settings import show_settings
 from pyro_sig.distributions import BackwardReport, PsiPosterior, Responsibility, TopK
 from pyro_sig.distributions.backward_modes import backward_mode
-from pyro_sig.distributions.components import check_positive
 from pyro_sig.distributions.psi_posterior import resample_psi, weigh_psi
-from pyro_sig.infer._checks import check_elbo
+from pyro_sig.infer._check_elbo import check_elbo
 from pyro_sig.infer._direct_bound import direct_bound, large_bound, stream_psi
 from pyro_sig.infer._marginalize import (
     MarginalizeImplicit,
@@ -104,9 +104,9 @@ class SIG_ELBO(TraceEnum_ELBO):
         mixing_group: Any = None,  # noqa: ANN401
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        check_positive("num_mixing", num_mixing)
+        check_integer("num_mixing", num_mixing, 1)
         if chunk_size is not None:
-            check_positive("chunk_size", chunk_size)
+            check_integer("chunk_size", chunk_size, 1)
         self._backward = backward_mode(backward)
         own_share(num_mixing, mixing_group)
         check_elbo(**kwargs)

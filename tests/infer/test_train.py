@@ -105,15 +105,15 @@ def test_exhausted_iterator_names_the_step():
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"inference": object()}, r"`inference` must have a method `step`"),
+        ({"inference": object()}, r"`inference` must be an object with a method `step`"),
         (
             {"inference": torch.optim.SGD([torch.ones(1, requires_grad=True)])},
             r"`inference` must have a `step` that takes the batches.*an optimiser, SGD",
         ),
-        ({"num_steps": -1}, r"`num_steps` must be zero or a positive integer, but was -1"),
+        ({"num_steps": -1}, r"`num_steps` must be an integer of at least 0, was -1"),
         ({"num_steps": 2.0}, r"`num_steps`.*2\.0"),
-        ({"batches": 3}, r"`batches` must be a tensor.*int"),
-        ({"batches": []}, r"`batches` must yield a batch, but was empty at step 0"),
+        ({"batches": 3}, r"`batches` must be a tensor.*, was 3"),
+        ({"batches": []}, r"`batches` must yield a batch, was empty at step 0"),
         ({"callbacks": [1]}, r"`callbacks` must be an iterable of callables"),
         ({"callbacks": print}, r"`callbacks` must be an iterable of callables"),
         ({"callbacks": torch.zeros(())}, r"`callbacks` must be an iterable of callables"),
