@@ -59,14 +59,14 @@ def digit_classifier(
     path: Path,
     splits: dict[str, tuple[Tensor, Tensor]],
     num_steps: int = NUM_STEPS,
-    progress: bool = True,
+    progress: bool | None = None,
 ) -> tuple[DigitClassifier, float]:
     """Trains the classifier or reads it from a file.
 
     :param path: the file.
     :param splits: images and labels of "train" and "test".
     :param num_steps: steps of training.
-    :param progress: show a bar.
+    :param progress: as `train` has it.
     :return: the classifier, and its share of right answers on the test digits.
     """
     images, labels = splits["train"]

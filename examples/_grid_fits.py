@@ -93,7 +93,13 @@ def fit_by_svi(
         }
     )
     svi = SVI(model, guide, optim, Trace_ELBO(max_plate_nesting=1))
-    train(svi, annealed_batches(toy, args), args.num_steps, description=name)
+    train(
+        svi,
+        annealed_batches(toy, args),
+        args.num_steps,
+        progress=args.progress,
+        description=name,
+    )
 
 
 def fit_sig(toy: datasets.Toy, args: argparse.Namespace) -> Sampler:
@@ -127,6 +133,7 @@ def fit_gan_si(toy: datasets.Toy, args: argparse.Namespace) -> Sampler:
         annealed_batches(toy, args),
         steps,
         callbacks=[schedule],
+        progress=args.progress,
         description="GAN-SI",
     )
     with torch.no_grad():
@@ -156,7 +163,13 @@ def adversary(name: str, **settings: Any) -> Callable[..., Sampler]:
             for module in (net, critic)
         )
         gan = GAN(model, critic, optim, critic_optim, **settings)
-        train(gan, lambda step: toy.sample(args.batch_size), args.num_steps, description=name)
+        train(
+            gan,
+            lambda step: toy.sample(args.batch_size),
+            args.num_steps,
+            progress=args.progress,
+            description=name,
+        )
         with torch.no_grad():
             return Implicit(net, noise, event_shape=2).sample
 
@@ -230,7 +243,14 @@ def joint_game(kind: type[BiGAN], **settings: Any) -> Callable[..., Sampler]:
             x, std = toy.sample(args.batch_size), instance_noise_std(step / steps, toy.mode_std)
             return x + math.sqrt(std**2 - toy.mode_std**2) * torch.randn_like(x), std
 
-        train(game, batch, steps, callbacks=schedules, description=kind.__name__)
+        train(
+            game,
+            batch,
+            steps,
+            callbacks=schedules,
+            progress=args.progress,
+            description=kind.__name__,
+        )
         with game.averaged():
             pair.decoder = copy.deepcopy(pair.decoder)
         return pair.sampler(toy.mode_std)
@@ -263,6 +283,7 @@ def teach_kernel(toy: datasets.Toy, args: argparse.Namespace, critic: MLP | None
         learning_rate=args.learning_rate,
         critic=critic,
         name="LBT" if critic is None else "LBT-GAN",
+        progress=args.progress,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyro
 import torch
+from _quiet import add_quiet
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import (
     AutoGuide,
@@ -55,21 +56,26 @@ class Diverged(Exception):
     """A guide of Pyro's got parameters that are NaN."""
 
 
-def trained(name: str, model: Model, args: tuple, seconds: float, seed: int) -> Trained:
+def trained(
+    name: str, model: Model, args: tuple, seconds: float, seed: int, progress: bool | None = None
+) -> Trained:
     """Train the guide of this name from scratch within the time, everything counted."""
     pyro.clear_param_store()  # guides of one name share their parameters
     pyro.set_rng_seed(seed)
-    return (train_ours if name == OURS else train_pyros)(name, model, args, seconds)
+    if name == OURS:
+        return train_ours(model, args, seconds, progress)
+    return train_pyros(name, model, args, seconds)
 
 
-def train_ours(name: str, model: Model, args: tuple, seconds: float) -> Trained:
+def train_ours(model: Model, args: tuple, seconds: float, progress: bool | None) -> Trained:
     """Call `fit` with the time that the search for the scale leaves."""
     start = time.perf_counter()
     guide = AutoSemiImplicit(model)
     with torch.no_grad():
         guide(*args)  # finds the scale
     left = seconds - (time.perf_counter() - start)
-    found = fit(model, *args, guide=guide, max_seconds=max(left, 0.1 * seconds), progress=False)
+    limit = max(left, 0.1 * seconds)
+    found = fit(model, *args, guide=guide, max_seconds=limit, progress=progress)
     print(f"  {found.report}")
     # k-hat is computed after training: it is no part of it.
     spent = seconds - left + found.history.seconds
@@ -150,6 +156,7 @@ def add_flags(parser: argparse.ArgumentParser, seconds: float, out: str) -> None
         default=os.environ.get("PYRO_SIG_DATA"),
         help="where the data are; PYRO_SIG_DATA by default",
     )
+    add_quiet(parser)
     parser.add_argument("--seconds", type=float, default=seconds, help="for each guide")
     parser.add_argument("--smoke", action="store_true", help="2 seconds, to see that it runs")
     parser.add_argument("--seed", type=int, default=0)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from _quiet import add_quiet
 from torch import Tensor
 
 from pyro_sig.datasets import load_mnist
@@ -36,7 +37,7 @@ def add_image_flags(parser: argparse.ArgumentParser, out: str) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--device", default="cpu", help="as torch names it")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_quiet(parser)
     parser.add_argument("--smoke", action="store_true", help="a short run that shows it works")
     parser.add_argument("--out", type=Path, default=Path(out))
 

@@ -46,6 +46,7 @@ def teach(
     critic_rate: float = 1e-3,
     gan_weight: float = 0.1,
     name: str = "LBT",
+    progress: bool | None = None,
 ) -> Callable[[tuple[int]], Tensor]:
     """Trains a network on noise by LBT, or LBT-GAN; returns a sampler of x.
 
@@ -54,6 +55,7 @@ def teach(
     :param noise: its noise.
     :param unit: the scale of the data; the student's width falls from there to that of a mode.
     :param critic: for LBT-GAN.
+    :param progress: as `train` has it.
     """
     law = Implicit(lambda eps: unit * net(eps), noise, event_shape=2)
 
@@ -81,6 +83,6 @@ def teach(
         clip_norm=5.0,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optim, lambda step: rate_factor(step / num_steps))
-    train(lbt, batch, num_steps, callbacks=[schedule], description=name)
+    train(lbt, batch, num_steps, callbacks=[schedule], progress=progress, description=name)
     with torch.no_grad():
         return law.sample

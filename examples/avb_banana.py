@@ -28,6 +28,7 @@ import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import torch
+from _quiet import add_quiet
 from pyro.infer import Trace_ELBO
 from sivi_toys import NOISE_DIM, NUM_MIXING, TARGETS, divergence, draw, model_of
 from torch import Tensor, nn
@@ -122,7 +123,7 @@ def fit_avb(args: argparse.Namespace) -> tuple[Tensor, dict[str, float]]:
         ema=0.995,
     )
     start = time.perf_counter()
-    train(avb, (), num_steps, progress=not args.quiet)
+    train(avb, (), num_steps, progress=args.progress)
     seconds = time.perf_counter() - start
     with avb.averaged():
         # The target is normalised: minus the ELBO is the divergence.
@@ -149,7 +150,7 @@ def fit_sivi(args: argparse.Namespace) -> tuple[Tensor, dict[str, float]]:
         loss=loss,
         budget=60 if args.smoke else None,
         max_seconds=None if args.smoke else args.seconds,
-        progress=not args.quiet,
+        progress=args.progress,
     )
     seconds = time.perf_counter() - start
     kl, error = divergence(guide, TARGET, args.smoke)
@@ -268,7 +269,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="as torch names it")
     parser.add_argument("--out", type=Path, default=Path("out/avb_banana"))
     parser.add_argument("--seconds", type=float, default=45.0, help="of the SIVI fit")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_quiet(parser)
     args = parser.parse_args(arguments)
     args.draws = 500 if args.smoke else NUM_DRAWS
     return args

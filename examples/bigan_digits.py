@@ -31,6 +31,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from _kept import kept
+from _quiet import add_quiet
 from _schedules import rate_factor
 from pyro.infer import SVI, TraceMeanField_ELBO
 from pyro.optim import PyroLRScheduler
@@ -218,7 +219,7 @@ def fit(method: Method, digits: Digits, args: argparse.Namespace) -> dict[str, A
         batch,
         steps,
         callbacks=schedules,
-        progress=not args.quiet,
+        progress=args.progress,
         description=method.label,
     )
     seconds = time.perf_counter() - start
@@ -381,7 +382,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--num-steps", type=int, default=2500)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_quiet(parser)
     parser.add_argument("--smoke", action="store_true", help="a short run that shows it works")
     parser.add_argument("--out", type=Path, default=Path("out/bigan_digits"))
     return parser.parse_args(argv)

@@ -99,7 +99,7 @@ def own_features(images: Tensor, labels: Tensor, args: argparse.Namespace) -> Fe
             GradientSteps(loss, {"net": net}, optim),
             lambda step: torch.randint(len(images), (BATCH_SIZE,), device=args.device),
             steps,
-            progress=not args.quiet,
+            progress=args.progress,
             description="classifier",
         )
         return {"net": net.cpu().state_dict()}
@@ -165,7 +165,7 @@ def run(
             gan,
             batch,
             steps,
-            progress=not args.quiet,
+            progress=args.progress,
             description=f"{name} {seed}",
         )
         samples = to_bytes(draw_images(gan, net, method.averaged, len(held_out)))

@@ -146,7 +146,9 @@ def main(args: argparse.Namespace) -> None:
     floor = distances(*reference[order.to(reference.device)].chunk(2))
     results = {}
     for name in args.guides:
-        found = trained(name, diffusion, (observations,), seconds_of(args), args.seed)
+        found = trained(
+            name, diffusion, (observations,), seconds_of(args), args.seed, args.progress
+        )
         results[name] = {
             **mean_distances(found.guide, "x", (observations,), reference),
             "floor": floor["sliced_w2"],

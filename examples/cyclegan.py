@@ -29,6 +29,7 @@ from typing import Any
 import pyro
 import torch
 from _kept import kept
+from _quiet import add_quiet
 from torch import Tensor, nn
 
 from pyro_sig.adversarial import CycleGAN, linear_decay, objectives, penalties
@@ -99,7 +100,7 @@ def translate(
         return x[rows[0]], y[rows[1]]
 
     history = train(
-        gan, batch, num_steps, callbacks=schedules, progress=not args.quiet, description="CycleGAN"
+        gan, batch, num_steps, callbacks=schedules, progress=args.progress, description="CycleGAN"
     )
     with torch.no_grad():
         there = gan.forward(test)
@@ -383,7 +384,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", default="all", choices=["points", "digits", "all"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_quiet(parser)
     parser.add_argument("--smoke", action="store_true", help="a short run that shows it works")
     parser.add_argument("--out", type=Path, default=Path("out/cyclegan"))
     return parser.parse_args(argv)

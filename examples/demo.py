@@ -23,6 +23,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from _quiet import add_quiet
 from matplotlib.figure import Figure
 from pyro.distributions import constraints
 from pyro.infer import SVI, Trace_ELBO
@@ -48,6 +49,7 @@ class Settings(NamedTuple):
     digit_mixing: int = 2000
     test_mixing: int = 200_000
     counts: empirical_bayes.Settings = empirical_bayes.Settings()
+    progress: bool | None = None
 
 
 SMOKE = Settings(20, 100, 50, 1000, empirical_bayes.SMOKE)
@@ -119,7 +121,14 @@ def fit_digits(images: Tensor, settings: Settings) -> DigitGenerator:
         generator.anneal(step / (0.6 * settings.digit_steps))
 
     batches = (images, settings.digit_mixing, settings.digit_batch)
-    train(svi, batches, settings.digit_steps, callbacks=[anneal], description="digits")
+    train(
+        svi,
+        batches,
+        settings.digit_steps,
+        callbacks=[anneal],
+        progress=settings.progress,
+        description="digits",
+    )
     generator.anneal(1.0)
     return generator
 
@@ -217,6 +226,8 @@ def print_table(title: str, rows: dict[str, float]) -> None:
 def main(args: argparse.Namespace) -> dict:
     """Runs both parts and saves what they found."""
     settings = SMOKE if args.smoke else Settings()
+    counts = settings.counts._replace(progress=args.progress)
+    settings = settings._replace(counts=counts, progress=args.progress)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
@@ -243,4 +254,5 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", default="out/demo", help="output folder")
+    add_quiet(parser)
     main(parser.parse_args())

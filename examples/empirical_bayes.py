@@ -35,6 +35,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from _quiet import add_quiet
 from matplotlib.axes import Axes
 from pyro.distributions import constraints
 from pyro.infer import SVI
@@ -55,6 +56,7 @@ class Settings(NamedTuple):
     num_steps: int = 5000
     num_mixing: int = 4000
     num_psi: int = 1_000_000
+    progress: bool | None = None
 
 
 SMOKE = Settings(num_steps=20, num_mixing=50, num_psi=10_000)
@@ -125,7 +127,13 @@ def fit_rates(counts: Tensor, frequencies: Tensor, settings: Settings, name: str
     }
     elbo = SIG_ELBO(settings.num_mixing, max_plate_nesting=1)
     svi = SVI(rates, no_guide, pyro.optim.LambdaLR(schedule), elbo)
-    train(svi, (counts, frequencies), settings.num_steps, description=name)
+    train(
+        svi,
+        (counts, frequencies),
+        settings.num_steps,
+        progress=settings.progress,
+        description=name,
+    )
     return rates
 
 
@@ -338,7 +346,7 @@ def print_results(name: str, found: dict[str, Any]) -> None:
 def main(args: argparse.Namespace) -> None:
     """Fit all tables."""
     args.out.mkdir(parents=True, exist_ok=True)
-    settings = SMOKE if args.smoke else Settings()
+    settings = (SMOKE if args.smoke else Settings())._replace(progress=args.progress)
     metrics: dict[str, Any] = {}
     for name in args.tables:
         start = time.perf_counter()
@@ -357,4 +365,5 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="as torch names it")
     parser.add_argument("--out", type=Path, default=Path("out/empirical_bayes"))
+    add_quiet(parser)
     main(parser.parse_args())

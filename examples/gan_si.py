@@ -28,6 +28,7 @@ import pyro.distributions as dist
 import torch
 from _kept import kept
 from _modes import DATA, draw_samples, score
+from _quiet import add_quiet
 from _schedules import conditional_std, rate_factor
 from torch import Tensor
 
@@ -81,7 +82,7 @@ def fit(
         lambda step: (toy.sample(args.batch_size), conditional_std(step / steps, toy.mode_std)),
         steps,
         callbacks=schedules,
-        progress=not args.quiet,
+        progress=args.progress,
         description=f"weight {weight}",
     )
     with torch.no_grad():
@@ -240,7 +241,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num-mixing", type=int, default=512)
     parser.add_argument("--learning-rate", type=float, default=5e-3, help="of both players")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_quiet(parser)
     parser.add_argument("--smoke", action="store_true", help="a short run that shows it works")
     parser.add_argument("--out", type=Path, default=Path("out/gan_si"))
     return parser.parse_args(argv)

@@ -30,6 +30,7 @@ import pyro.distributions as dist
 import torch
 from _kept import kept
 from _modes import DATA, draw_samples, score, view_limit
+from _quiet import add_quiet
 from torch import Tensor, nn
 
 from pyro_sig.adversarial import GAN, objectives, penalties
@@ -186,7 +187,7 @@ def fit(method: Method, data: str, args: argparse.Namespace) -> tuple[Tensor, st
             lambda step: toy.sample(args.batch_size),
             steps,
             callbacks=schedules,
-            progress=not args.quiet,
+            progress=args.progress,
             description=repr(gan),
         )
     except NonFiniteLossError as error:
@@ -338,7 +339,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--learning-rate", type=float, default=5e-3, help="of both players")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_quiet(parser)
     parser.add_argument("--smoke", action="store_true", help="a short run that shows it works")
     parser.add_argument("--out", type=Path, default=Path("out/gan_zoo"))
     return parser.parse_args(argv)

@@ -29,6 +29,7 @@ import torch
 from _grid_fits import DEFAULTS, FIT
 from _kept import kept
 from _modes import score
+from _quiet import add_quiet
 from torch import Tensor
 
 from pyro_sig import datasets
@@ -158,6 +159,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--smoke", action="store_true", help="a short run that shows it works")
     parser.add_argument("--out", type=Path, default=Path("out/grid"))
+    add_quiet(parser)
     return parser.parse_args(argv)
 
 

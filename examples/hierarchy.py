@@ -31,6 +31,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from _quiet import add_quiet
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, SVI
 from pyro.infer.autoguide import AutoNormal
@@ -56,6 +57,7 @@ class Settings(NamedTuple):
     warmup: int = 500
     num_chains: int = 4
     fit_steps: int = 4000
+    progress: bool | None = None
 
 
 SMOKE = Settings(50, 20, 20, 50, 1000, 20, 20, 10, 2, 50)
@@ -152,7 +154,7 @@ def fit_groups(network: Affine | Network, y: Tensor, settings: Settings, name: s
     }
     elbo = SIG_ELBO(settings.num_mixing, max_plate_nesting=2)
     svi = SVI(model, guide, pyro.optim.LambdaLR(schedule), elbo)
-    train(svi, y, settings.num_steps, description=f"{name} prior")
+    train(svi, y, settings.num_steps, progress=settings.progress, description=f"{name} prior")
     with torch.no_grad():
         spread = torch.stack([guide(y)["spread"] for _ in range(10)])
         return Fitted(model, spread, model.effect_law().sample((settings.num_psi,)))
@@ -302,7 +304,7 @@ def infer_schools(
     by_nuts = time.perf_counter() - start
     pyro.set_rng_seed(seed)
     pyro.clear_param_store()
-    found = fit(model, *data, budget=settings.fit_steps, annealing=0.5, progress=False)
+    found = fit(model, *data, budget=settings.fit_steps, annealing=0.5, progress=settings.progress)
     by_fit = time.perf_counter() - start - by_nuts
     sizes = {"num_samples": settings.num_draws * settings.num_chains, "seed": seed}
     return {
@@ -437,7 +439,7 @@ def print_results(groups: dict[str, Any], schools: dict[str, Any]) -> None:
 def main(args: argparse.Namespace) -> None:
     """Fit the groups, then the schools."""
     args.out.mkdir(parents=True, exist_ok=True)
-    settings = SMOKE if args.smoke else Settings()
+    settings = (SMOKE if args.smoke else Settings())._replace(progress=args.progress)
     pyro.set_rng_seed(args.seed)
     start = time.perf_counter()
     groups, fitted = run_groups(settings, args.device, args.out)
@@ -456,4 +458,5 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="as torch names it")
     parser.add_argument("--out", type=Path, default=Path("out/hierarchy"))
+    add_quiet(parser)
     main(parser.parse_args())

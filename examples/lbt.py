@@ -29,6 +29,7 @@ import pyro.distributions as dist
 import torch
 from _kept import kept
 from _modes import draw_samples, score
+from _quiet import add_quiet
 from _teaching import teach
 from torch import Tensor
 
@@ -80,6 +81,7 @@ def run(data: str, method: str, args: argparse.Namespace) -> dict[str, Any]:
             dist.Uniform(-bound, bound).to_event(1),
             critic=MLP(2, [100], 1, device=args.device) if method == "lbt-gan" else None,
             name=f"{data}, {method}",
+            progress=args.progress,
             **settings,
         )
         seconds = time.perf_counter() - start
@@ -161,6 +163,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
+    add_quiet(parser)
     parser.add_argument("--smoke", action="store_true", help="a short run that shows it works")
     parser.add_argument("--out", type=Path, default=Path("out/lbt"))
     return parser.parse_args(argv)

@@ -164,7 +164,7 @@ def fit(
         seconds=args.seconds,
         on_progress=set_rate,
         every=max(1, 10**6 // num_mixing),
-        progress=not args.quiet,
+        progress=args.progress,
         description=f"M = {num_mixing}",
     )
     return program, steps, seconds
@@ -337,7 +337,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if args.data != "cifar10":
         steps = 60 if args.smoke else NUM_STEPS
         file = args.out / "cache" / "classifier.pt"
-        judge, accuracy = digit_classifier(file, splits, steps, progress=not args.quiet)
+        judge, accuracy = digit_classifier(file, splits, steps, progress=args.progress)
         print(f"classifier: {100 * accuracy:.2f} % of the test digits")
     rows: dict[str, dict[str, Any]] = {}
     start: Path | None = None

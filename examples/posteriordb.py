@@ -89,7 +89,7 @@ def compare(name: str, guide_name: str, reference: Reference, args: argparse.Nam
     kept = cache_of(name, guide_name, args).with_suffix(".pt")
     kept.unlink(missing_ok=True)
     try:
-        found = trained(guide_name, posterior.model, (data,), args.limit, args.seed)
+        found = trained(guide_name, posterior.model, (data,), args.limit, args.seed, args.progress)
         samples = draw(found.guide, (data,), NUM_SCORED)
         matrix = draw_matrix(posterior.to_parameters(samples), posterior.parameters)
         draws = reference.standardise(matrix)

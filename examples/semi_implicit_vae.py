@@ -306,7 +306,7 @@ def fit(
             batches(data.train, args.batch_size, args.seed),
             args.num_steps,
             schedules=[schedule],
-            progress=not args.quiet,
+            progress=args.progress,
             description=f"{name}, rate {rate:g}",
         )[1]
         judged = bounds(judge(vae), data.valid[:VALIDATION_IMAGES], args.validation_draws)

@@ -34,6 +34,7 @@ import pyro.distributions as dist
 import torch
 import torch.distributed
 from _modes import DATA, draw_samples, score
+from _quiet import add_quiet
 from _schedules import conditional_std, rate_factor
 from pyro.infer import SVI
 from torch import Tensor, nn
@@ -155,7 +156,7 @@ def fit(
         batch,
         steps,
         callbacks=[*schedules, lambda step, loss, inference: ends.append(time.perf_counter())],
-        progress=not args.quiet and torch.distributed.get_rank() == 0,
+        progress=args.progress,
         description=method,
     )
     if method != "one":
@@ -255,7 +256,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=1e-2)
     parser.add_argument("--weight", type=float, default=1.0, help="of the bound in the GAN-SI")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda: one for each process")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_quiet(parser)
     parser.add_argument("--smoke", action="store_true", help="a short run that shows it works")
     parser.add_argument("--out", type=Path, default=Path("out/several_processes"))
     return parser.parse_args(argv)

@@ -26,6 +26,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from _guides import choice_of
+from _quiet import add_quiet
 from matplotlib.axes import Axes
 from pyro.infer import ELBO, Trace_ELBO
 from pyro.nn import PyroModule
@@ -273,7 +274,7 @@ def run(
         budget=60 if args.smoke else None,
         max_seconds=None if args.smoke else args.seconds,
         annealing=target.annealing,
-        progress=not args.quiet,
+        progress=args.progress,
     )
     seconds = time.perf_counter() - start
     kl, error = divergence(guide, target, args.smoke)
@@ -296,7 +297,7 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cpu", help="as torch names it")
     parser.add_argument("--out", type=Path, default=Path("out/sivi_toys"))
     parser.add_argument("--seconds", type=float, default=45.0, help="of each fit")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_quiet(parser)
     parser.add_argument(
         "--targets", type=choice_of(list(TARGETS)), default=list(TARGETS), help=",".join(TARGETS)
     )

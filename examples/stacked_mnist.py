@@ -109,7 +109,7 @@ def run(
             gan,
             batches,
             steps,
-            progress=not args.quiet,
+            progress=args.progress,
             description=f"{name} {args.size} {seed}",
         )
         images = draw_images(gan, net, method.averaged, 500 if args.smoke else NUM_SAMPLES)
@@ -178,7 +178,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         args.out / "cache" / "classifier.pt",
         splits,
         60 if args.smoke else NUM_STEPS,
-        progress=not args.quiet,
+        progress=args.progress,
     )
     print(f"classifier: {100 * accuracy:.2f} % of the test digits")
     held_out = StackedDigits(*splits["test"], 500 if args.smoke else NUM_SAMPLES, args.seed)

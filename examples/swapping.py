@@ -27,6 +27,7 @@ import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import torch
+from _quiet import add_quiet
 from pyro.infer import SVI, Trace_ELBO
 from pyro.nn import PyroModule
 from torch import Tensor, nn
@@ -143,13 +144,17 @@ METHODS: dict[str, Callable[[Tensor], SVI | GAN]] = {
 }
 
 
-def fit(name: str, toy: Toy, num_steps: int) -> tuple[Tensor, float]:
+def fit(name: str, toy: Toy, num_steps: int, progress: bool | None) -> tuple[Tensor, float]:
     """Train by a method; return draws of the program and the seconds that it took."""
     pyro.clear_param_store()
     like = toy.sample(1)
     inference = METHODS[name](like)
     history = train(
-        inference, lambda step: toy.sample(BATCH_SIZE), num_steps, description=f"{name:8}"
+        inference,
+        lambda step: toy.sample(BATCH_SIZE),
+        num_steps,
+        progress=progress,
+        description=f"{name:8}",
     )
     averaged = inference.averaged() if isinstance(inference, GAN) else nullcontext()
     with torch.no_grad(), averaged:
@@ -191,7 +196,8 @@ def main(args: argparse.Namespace) -> None:
     results, panels = {}, [("data", toy.sample(NUM_PLOTTED))]
     for name in METHODS:
         pyro.set_rng_seed(args.seed)
-        samples, seconds = fit(name, toy, 50 if args.smoke else NUM_STEPS)
+        num_steps = 50 if args.smoke else NUM_STEPS
+        samples, seconds = fit(name, toy, num_steps, args.progress)
         results[name] = {**evaluate(samples, toy), "seconds": seconds}
         print("  ".join(f"{key} {value:.3g}" for key, value in results[name].items()))
         panels.append((name, samples))
@@ -207,4 +213,5 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="as torch names it")
     parser.add_argument("--out", type=Path, default=Path("out/swapping"))
+    add_quiet(parser)
     main(parser.parse_args())

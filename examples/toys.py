@@ -27,6 +27,7 @@ import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import torch
+from _quiet import add_quiet
 from matplotlib.axes import Axes
 from pyro.infer import SVI, Trace_ELBO
 from pyro.nn import PyroModule
@@ -133,7 +134,7 @@ def relative_rate(progress: float) -> float:
     return min(1.0, progress / WARM_UP) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def fit(task: Task, toy: Toy) -> tuple[SemiImplicit, float]:
+def fit(task: Task, toy: Toy, progress: bool | None) -> tuple[SemiImplicit, float]:
     """Train a generator; return its law of the data and the seconds that it took."""
     pyro.clear_param_store()
     generator = Generator(toy, task.noise_dim)
@@ -148,7 +149,7 @@ def fit(task: Task, toy: Toy) -> tuple[SemiImplicit, float]:
     def batch(step: int) -> tuple[Tensor, float | None]:
         return toy.sample(BATCH_SIZE), sigma_at(step / task.num_steps, sigma)
 
-    history = train(svi, batch, task.num_steps, description=task.title)
+    history = train(svi, batch, task.num_steps, progress=progress, description=task.title)
     with torch.no_grad():
         return generator.law(sigma), history.seconds
 
@@ -288,7 +289,7 @@ def main(args: argparse.Namespace) -> None:
             task = replace(task, num_steps=100, num_psi=10_000)
         pyro.set_rng_seed(args.seed)
         toy = task.make_toy(device=args.device)
-        law, seconds = fit(task, toy)
+        law, seconds = fit(task, toy, args.progress)
         results[name] = {"seconds": seconds, **evaluate(task, toy, law)}
         print("\n".join(f"  {key:24} {value:.4g}" for key, value in results[name].items()))
         figures.setdefault(task.figure, []).append((task, toy, law))
@@ -316,4 +317,5 @@ if __name__ == "__main__":
     parser.add_argument(
         "--toys", type=names_of_toys, default=list(TASKS), help=f"of {','.join(TASKS)}"
     )
+    add_quiet(parser)
     main(parser.parse_args())

@@ -117,7 +117,9 @@ def main(args: argparse.Namespace) -> None:
     results = {"SGLD": on_test(reference, *test)}
     program_args = (data["x_train"], data["y_train"])
     for name in args.guides:
-        found = trained(name, logistic_regression, program_args, seconds_of(args), args.seed)
+        found = trained(
+            name, logistic_regression, program_args, seconds_of(args), args.seed, args.progress
+        )
         draws = draw(found.guide, program_args, 5 * NUM_DRAWS)["beta"]
         results[name] = {
             **mean_distances(found.guide, "beta", program_args, reference),

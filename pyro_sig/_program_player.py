@@ -13,6 +13,8 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from pyro_sig._arguments import check_instance, check_number
+
 __all__ = ["ProgramPlayer"]
 
 
@@ -25,13 +27,11 @@ class ProgramPlayer:
     """
 
     def __init__(self, optim: PyroOptim | torch.optim.Optimizer, ema: float | None) -> None:
-        if not isinstance(optim, (PyroOptim, torch.optim.Optimizer)):
-            raise ValueError(
-                "`optim` must be an optimiser of pyro.optim or torch.optim, was "
-                f"{type(optim).__name__}"
-            )
-        if ema is not None and not (isinstance(ema, (int, float)) and 0 <= ema < 1):
-            raise ValueError(f"`ema` must be None or a decay in [0, 1), was {ema!r}")
+        must_be = "an optimiser of pyro.optim or torch.optim"
+        check_instance("optim", optim, (PyroOptim, torch.optim.Optimizer), must_be)
+        if ema is not None:
+            must_be = "None or a decay in [0, 1)"
+            ema = check_number("ema", ema, must_be, least=0, below=1, tensors=False)
         self.optim = optim
         self.ema = ema
         self.params: dict[str, Tensor] = {}  # by name, unconstrained
@@ -107,7 +107,9 @@ class ProgramPlayer:
     def averaged(self) -> Iterator[None]:
         """Puts the average in place of the parameters."""
         if self.ema is None:
-            raise ValueError("`ema` must be a decay for an average to be kept, was None")
+            raise ValueError(
+                "`ema` must be a decay for an average to be kept, was None; pass ema=0.999, say"
+            )
         kept = {name: self.params[name].detach().clone() for name in self.average}
         self._copy_in(self.average)
         try:

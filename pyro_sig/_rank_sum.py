@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pyro_sig._arguments import check_choice, check_floating, check_integer, refusal
 from pyro_sig._random_state import preserved_random_state
 
 __all__ = [
@@ -38,7 +39,7 @@ def check_group(group: Group = None) -> tuple[int, int]:
         )
     outside = isinstance(group, int) and group == dist.GroupMember.NON_GROUP_MEMBER
     if not (group is None or outside or isinstance(group, dist.ProcessGroup)):
-        raise ValueError(f"`group` must be a process group or None, was {type(group).__name__}")
+        raise refusal("group", "a process group or None", group)
     rank = dist.get_rank(group)
     if rank < 0:
         raise ValueError(
@@ -68,11 +69,7 @@ def rank_share(number: int, group: Group = None) -> int:
         >>> dist.destroy_process_group()
     """
     rank, size = check_group(group)
-    if isinstance(number, bool) or not isinstance(number, int) or number < size:
-        raise ValueError(
-            f"`number` must be an integer of at least {size}, one draw for each process, was "
-            f"{number!r}"
-        )
+    check_integer("number", number, size, int)  # one draw for each process, at least
     return number // size + (rank < number % size)
 
 
@@ -158,12 +155,8 @@ def all_reduce_logsumexp(log_sum: Tensor, group: Group = None, reduction: str = 
         >>> dist.destroy_process_group()
     """
     size = check_group(group)[1]
-    if not isinstance(log_sum, Tensor) or log_sum.layout != torch.strided or log_sum.is_meta:
-        raise ValueError(f"`log_sum` must be a dense tensor, was {type(log_sum).__name__}")
-    if not log_sum.is_floating_point():
-        raise ValueError(f"`log_sum` must be of a floating point type, was {log_sum.dtype}")
-    if not isinstance(reduction, str) or reduction not in ("mean", "sum"):
-        raise ValueError(f'`reduction` must be "mean" or "sum", was {reduction!r}')
+    check_floating("log_sum", log_sum)
+    check_choice("reduction", reduction, ("mean", "sum"))
     total: Any = _LogSumExp.apply(log_sum, group, float(size) if reduction == "mean" else 1.0)
     return total
 

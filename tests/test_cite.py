@@ -7,24 +7,20 @@ import torch
 from pyro.infer import SVI
 
 import pyro_sig
-from pyro_sig.adversarial import GAN, LBT, VEEGAN, objectives, penalties
+from pyro_sig.adversarial import LBT, VEEGAN, objectives, penalties
 from pyro_sig.diagnostics import tarp
-from pyro_sig.distributions import Implicit
 from pyro_sig.infer import KSIVI, PVI, SIG_ELBO, AutoSemiImplicit, no_guide
 from pyro_sig.nn import MLP
+from tests.adversarial.programs import PushForward, make_gan
 
 
 def gan():
-    net, critic = MLP(2, [4], 1), MLP(1, [4], 1)
-
-    def model(x):
-        pyro.module("net", net)
-        noise = dist.Normal(torch.zeros(2), 1.0).to_event(1)
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", Implicit(net, noise, event_shape=1), obs=x)
-
-    optims = [torch.optim.Adam(n.parameters()) for n in (net, critic)]
-    return GAN(model, critic, *optims, objectives.Wasserstein(), penalties.GradientPenalty())
+    return make_gan(
+        PushForward(),
+        "torch",
+        objective=objectives.Wasserstein(),
+        penalties=penalties.GradientPenalty(),
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,15 @@
 A new module or a new name in an ``__all__`` is picked up by itself.
 """
 
+import doctest
 import importlib
 import inspect
 import pkgutil
 import re
+import sys
 from dataclasses import is_dataclass
 
+import pyro
 import pytest
 
 import pyro_sig
@@ -121,3 +124,32 @@ def test_public_methods(value):
         and not (inspect.getdoc(getattr(value, name)) or "").strip()
     ]
     assert not missing, f"without a docstring: {missing}"
+
+
+def instances(cls, patch):
+    """Return what is made of a class, or of subclasses, where its own example is run."""
+    made = []
+    init = cls.__init__
+
+    def record(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        made.append(self)
+
+    patch.setattr(cls, "__init__", record)
+    names = dict(vars(sys.modules[cls.__module__]))
+    example = doctest.DocTestParser().get_doctest(own_docstring(cls), names, "", None, None)
+    doctest.DocTestRunner().run(example, out=lambda text: None, clear_globs=False)
+    return made
+
+
+@EACH
+def test_repr(value, monkeypatch, tmp_path):
+    if not inspect.isclass(value) or is_exception(value):
+        pytest.skip("not a class of objects")
+    if value.__repr__ is not object.__repr__ and (is_record(value) or "nn" in value.__module__):
+        pytest.skip("made by Python or torch")
+    monkeypatch.chdir(tmp_path)
+    pyro.clear_param_store()
+    assert value.__repr__ is not object.__repr__, "`__repr__ = show_settings` is enough"
+    for instance in instances(value, monkeypatch):
+        assert "object at 0x" not in repr(instance)

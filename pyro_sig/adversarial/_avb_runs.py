@@ -97,7 +97,7 @@ class AVBRuns:
                 if set(drawn) != set(self._latents):
                     raise ValueError(
                         "`contrast` must draw the latent sites of the model, "
-                        f"{self._latents}, and nothing else, but drew {drawn}"
+                        f"{self._latents}, and nothing else, drew {drawn}"
                     )
                 self._check_shapes(contrast, prior, "contrast")
             with torch.no_grad():

@@ -11,8 +11,10 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_sig._arguments import check_instance, refusal
 from pyro_sig.adversarial._row_wise import is_row_wise
 from pyro_sig.adversarial.objectives import Objective
+from pyro_sig.adversarial.objectives.objective import check_objective
 from pyro_sig.adversarial.penalties import (
     Penalty,
     controls_lipschitz,
@@ -49,19 +51,13 @@ class CriticPlayer:
         conditional: bool,
     ) -> None:
         check_critic(critic)
-        if not isinstance(objective, Objective):
-            raise ValueError(
-                "`objective` must be an Objective such as objectives.NonSaturating(), was "
-                f"{objective!r}"
-            )
+        check_objective(objective)
         if isinstance(penalties, Penalty):
             penalties = (penalties,)
         iterable = isinstance(penalties, Iterable) and not isinstance(penalties, Tensor)
         given = list(penalties) if iterable else [None]
         if not all(isinstance(penalty, Penalty) for penalty in given):
-            raise ValueError(
-                f"`penalties` must be a sequence such as [penalties.R1(1.0)], was {penalties!r}"
-            )
+            raise refusal("penalties", "a sequence such as [penalties.R1(1.0)]", penalties)
         self.critic = critic
         self.optim = optim
         self.objective = objective
@@ -76,19 +72,16 @@ class CriticPlayer:
         self._warn()
 
     def _check_optim(self) -> None:
-        if not isinstance(self.optim, torch.optim.Optimizer):
-            raise ValueError(
-                "`critic_optim` must be a torch optimiser of critic.parameters(), was "
-                f"{type(self.optim).__name__}"
-            )
+        must_be = "a torch optimiser of critic.parameters()"
+        check_instance("critic_optim", self.optim, torch.optim.Optimizer, must_be)
         held = {id(p) for group in self.optim.param_groups for p in group["params"]}
         named = dict(self.critic.named_parameters())
         lacking = [n for n, p in named.items() if p.requires_grad and id(p) not in held]
         foreign = len(held - {id(p) for p in named.values()})
         if lacking or foreign:
             raise ValueError(
-                "`critic_optim` must hold the parameters of the critic and no others, but lacked "
-                f"{lacking} and held {foreign} others"
+                "`critic_optim` must hold the parameters of the critic and no others, lacked "
+                f"{lacking} and held {foreign} others; make it of critic.parameters()"
             )
 
     def _warn(self) -> None:
@@ -136,7 +129,7 @@ class CriticPlayer:
                 was = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
                 raise ValueError(
                     f"`{name}` must return scores of shape ({n},) or ({n}, 1) for values of shape "
-                    f"{', '.join(str(tuple(part.shape)) for part in parts)}, but returned {was}"
+                    f"{', '.join(str(tuple(part.shape)) for part in parts)}, returned {was}"
                     + ("" if n > 1 else "; without a plate the whole data are one unit")
                 )
             return scores.reshape(n)
@@ -278,8 +271,7 @@ def check_critic(critic: nn.Module, name: str = "critic") -> None:
 
     :raises ValueError: if it is not.
     """
-    if not isinstance(critic, nn.Module):
-        raise ValueError(f"`{name}` must be a torch module, was {type(critic).__name__}")
+    check_instance(name, critic, nn.Module)
     if any(isinstance(module, PyroModule) for module in critic.modules()):
         raise ValueError(
             f"`{name}` must be a plain torch module, was or held a PyroModule: Pyro keeps its "

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pyro_sig._arguments import check_instance
 from pyro_sig.adversarial._critic_player import CriticPlayer
 from pyro_sig.adversarial._trainer import Stateful, Trainer
 from pyro_sig.adversarial.objectives import Objective
@@ -28,8 +29,7 @@ class CriticTrainer(Trainer):
 
     def __init__(self, autocast: torch.dtype | None) -> None:
         super().__init__()
-        if autocast is not None and not isinstance(autocast, torch.dtype):
-            raise ValueError(f"`autocast` must be a torch dtype or None, was {autocast!r}")
+        check_instance("autocast", autocast, (torch.dtype, type(None)), "a torch dtype or None")
         self.autocast = autocast
 
     @property

@@ -11,8 +11,9 @@ import torch
 from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor, nn
 
+from pyro_sig._arguments import check_number, refusal
 from pyro_sig._elbo_state import elbo_state, load_elbo_state
-from pyro_sig._program_run import is_function
+from pyro_sig._functions import is_function
 from pyro_sig.adversarial._tap import Tap
 from pyro_sig.adversarial.balance import Balance
 
@@ -33,7 +34,7 @@ class ElboTerm:
 
     def __init__(self, elbo: ELBO, weight: Weight | None, guide: Callable[..., Any] | None) -> None:
         if isinstance(elbo, type) or not callable(getattr(elbo, "loss_and_grads", None)):
-            raise ValueError(f"`elbo` must be an ELBO with loss_and_grads, was {elbo!r}")
+            raise refusal("elbo", "an ELBO with loss_and_grads", elbo)
         if weight is None:
             raise ValueError(
                 "`elbo_weight` must say how much the `elbo` counts: a number, a function of the "
@@ -52,9 +53,8 @@ class ElboTerm:
         ):
             self.weight = weight
         else:
-            self.weight = _check_weight(
-                weight, 'a number of at least 0, a function of the step, a Balance or "balance"'
-            )
+            must_be = 'a number of at least 0, a function of the step, a Balance or "balance"'
+            self.weight = check_number("elbo_weight", weight, must_be, least=0)
 
     @property
     def differentiable(self) -> bool:
@@ -88,7 +88,7 @@ class ElboTerm:
         if isinstance(self.weight, (float, Balance)):
             return self.weight
         must_be = f"a number of at least 0 at every step, at step {step}"
-        weight = _check_weight(self.weight(step), must_be)
+        weight = check_number("elbo_weight", self.weight(step), must_be, least=0)
         return None if weight == 0 and self.last is not None else weight
 
     def write_gradients(
@@ -155,11 +155,3 @@ class ElboTerm:
 
 def _draw_nothing(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401
     """An empty guide."""
-
-
-def _check_weight(weight: Any, must_be: str) -> float:  # noqa: ANN401
-    if isinstance(weight, Tensor) and weight.numel() == 1:
-        weight = weight.item()
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight >= 0:
-        raise ValueError(f"`elbo_weight` must be {must_be}, was {weight!r}")
-    return float(weight)

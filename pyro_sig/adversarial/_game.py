@@ -9,11 +9,12 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
+from pyro_sig._arguments import check_flag, check_integer, refusal
+from pyro_sig._functions import is_function
 from pyro_sig._program_player import ProgramPlayer
-from pyro_sig._program_run import is_function, modules_run
+from pyro_sig._program_run import modules_run
 from pyro_sig.adversarial._critic_player import CriticPlayer, Scorer
 from pyro_sig.adversarial._critic_trainer import CriticTrainer
-from pyro_sig.adversarial._trainer import check_flag, check_integer
 from pyro_sig.adversarial.objectives import NonSaturating, Objective
 from pyro_sig.adversarial.penalties import Penalty, gradient_points
 from pyro_sig.adversarial.views import Value, as_parts
@@ -57,8 +58,8 @@ class Game(CriticTrainer):
         self._program = ProgramPlayer(optim, ema)
         self._critic = CriticPlayer(critic, critic_optim, objective, penalties, bool(conditional))  # type: ignore[arg-type]
         self.conditional = conditional
-        self.critic_steps = check_integer("critic_steps", critic_steps, least=1)
-        self.unroll = check_integer("unroll", unroll, least=0)
+        self.critic_steps = check_integer("critic_steps", critic_steps, 1, int)
+        self.unroll = check_integer("unroll", unroll, 0, int)
         self.compile_networks = check_flag("compile_networks", compile_networks)
         self._check_compilation()
 
@@ -257,10 +258,8 @@ class Game(CriticTrainer):
 
 def _check_conditional(conditional: Any) -> None:  # noqa: ANN401
     if not isinstance(conditional, bool) and not is_function(conditional):
-        raise ValueError(
-            "`conditional` must be True, False or a function of the program's arguments, was "
-            f"{type(conditional).__name__}"
-        )
+        must_be = "True, False or a function of the program's arguments"
+        raise refusal("conditional", must_be, conditional)
 
 
 def _detach(value: Value) -> Value:

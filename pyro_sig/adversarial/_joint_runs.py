@@ -10,6 +10,7 @@ import torch
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
+from pyro_sig._arguments import refusal
 from pyro_sig._program_run import modules_run
 from pyro_sig._random_state import preserved_random_state
 from pyro_sig.adversarial._tap import Given, ReleasedRun, Tap
@@ -188,7 +189,7 @@ def check_same_sites(model: Sequence[str], guide: Sequence[str], otherwise: str 
     """
     if set(model) != set(guide):
         raise ValueError(
-            f"`guide` must draw the latent sites of the model, {list(model)}, but drew "
+            f"`guide` must draw the latent sites of the model, {list(model)}, drew "
             f"{list(guide)}{otherwise}"
         )
     if not model:
@@ -223,8 +224,6 @@ def check_codes(codes: Sequence[Tensor], names: Sequence[str]) -> None:
 def _check_names(latents: Sequence[str]) -> list[str]:
     names = list(latents) if isinstance(latents, (list, tuple)) else []
     if not names or not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
-        raise ValueError(
-            "`latents` must be None or a sequence of different names of latent sites, was "
-            f"{latents!r}"
-        )
+        must_be = "None or a sequence of different names of latent sites"
+        raise refusal("latents", must_be, latents)
     return names

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyro_sig._program_run import first_call, modules_run
+from pyro_sig._functions import first_call
+from pyro_sig._program_run import modules_run
 from pyro_sig._random_state import preserved_random_state
 from pyro_sig.adversarial._elbo_term import ElboTerm
 from pyro_sig.adversarial._tap import ReleasedRun, Tap

@@ -13,6 +13,7 @@ from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor
 
+from pyro_sig._arguments import refusal
 from pyro_sig._program_player import ProgramPlayer
 from pyro_sig._program_run import modules_run
 from pyro_sig.adversarial._elbo_term import ElboTerm
@@ -56,10 +57,8 @@ class Student:
         if isinstance(optim, torch.optim.Optimizer):
             differentiable(optim)
         elif not isinstance(optim, PyroOptim) or isinstance(optim, PyroLRScheduler):
-            raise ValueError(
-                "`estimator_optim` must be an optimiser of torch.optim or pyro.optim without a "
-                f"schedule, was {type(optim).__name__}"
-            )
+            must_be = "an optimiser of torch.optim or pyro.optim without a schedule"
+            raise refusal("estimator_optim", must_be, optim)
         self._player: ProgramPlayer | None = None
         self._module: ProgramModule | None = None
 

@@ -7,15 +7,12 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from pyro.optim import PyroOptim
-from torch import Tensor
 
 from pyro_sig._program_player import ProgramPlayer
-from pyro_sig._program_run import is_function
 
-__all__ = ["Stateful", "Trainer", "check_callable", "check_flag", "check_integer"]
+__all__ = ["Stateful", "Trainer"]
 
 
 class Stateful(Protocol):
@@ -126,39 +123,3 @@ class Trainer:
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.num_steps = state["num_steps"]
-
-
-def check_integer(name: str, value: int, least: int) -> int:
-    """Returns an integer that is large enough.
-
-    :raises ValueError: if it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"`{name}` must be an integer of at least {least}, was {value!r}")
-    return value
-
-
-def check_callable(name: str, value: Any, optional: bool = False) -> None:  # noqa: ANN401
-    """Checks that something is a function or a module, or None where this will do.
-
-    :raises ValueError: if it is neither.
-    """
-    if not is_function(value) and not (optional and value is None):
-        was = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-        must_be = "a function or a module" if callable(value) else "callable"
-        raise ValueError(f"`{name}` must be {must_be}, was {was}")
-
-
-def check_flag(name: str, value: Any) -> bool:  # noqa: ANN401
-    """Returns a switch.
-
-    :raises ValueError: unless it is True or False.
-    """
-    if not isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"`{name}` must be True or False, was {_described(value)}")
-    return bool(value)
-
-
-def _described(value: Any) -> str:  # noqa: ANN401
-    shaped = isinstance(value, (Tensor, np.ndarray))  # whose words take many lines
-    return f"{type(value).__name__} of shape {tuple(value.shape)}" if shaped else repr(value)

@@ -77,7 +77,7 @@ def find_unit_plates(trace: Run) -> frozenset[str]:
         sites = ", ".join(f"{name!r} in {sorted(frames)}" for name, frames in inside.items())
         raise ValueError(
             "`model` must have a plate that holds every random site, whose rows a critic can "
-            f"judge one by one, but had {sites}: rows that share a draw are not independent. "
+            f"judge one by one, had {sites}: rows that share a draw are not independent. "
             "Give `view`, which says what the critic sees"
         )
     return plates

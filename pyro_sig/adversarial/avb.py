@@ -9,10 +9,11 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
+from pyro_sig._arguments import check_integer
+from pyro_sig._functions import check_callable
 from pyro_sig._program_run import modules_run
 from pyro_sig.adversarial._avb_runs import AVBDraw, AVBRuns
 from pyro_sig.adversarial._game import Game
-from pyro_sig.adversarial._trainer import check_callable, check_integer
 from pyro_sig.adversarial.objectives import Objective, ReverseKL
 from pyro_sig.adversarial.penalties import Penalty
 from pyro_sig.adversarial.views import Value, as_parts
@@ -135,9 +136,9 @@ class AVB(Game):
             autocast=autocast,
             compile_networks=compile_networks,
         )
-        check_integer("num_particles", num_particles, least=1)
+        check_integer("num_particles", num_particles, 1, int)
         if max_plate_nesting is not None:
-            check_integer("max_plate_nesting", max_plate_nesting, least=0)
+            check_integer("max_plate_nesting", max_plate_nesting, 0, int)
         self._runs = AVBRuns(
             model, guide, contrast, num_particles, max_plate_nesting, self._precision
         )

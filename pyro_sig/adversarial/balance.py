@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_sig._arguments import check_number, refusal
+
 __all__ = ["Balance"]
 
 
@@ -39,12 +41,8 @@ class Balance:
     """
 
     def __init__(self, ratio: float = 1.0, decay: float = 0.99) -> None:
-        if not (isinstance(ratio, (int, float)) and 0 < ratio < math.inf):
-            raise ValueError(f"`ratio` must be positive, was {ratio!r}")
-        if not (isinstance(decay, (int, float)) and 0 <= decay < 1):
-            raise ValueError(f"`decay` must lie in [0, 1), was {decay!r}")
-        self.ratio = float(ratio)
-        self.decay = float(decay)
+        self.ratio = check_number("ratio", ratio, above=0, tensors=False)
+        self.decay = check_number("decay", decay, least=0, below=1, tensors=False)
         self._adversarial: Tensor | None = None
         self._bound: Tensor | None = None
 
@@ -75,8 +73,7 @@ class Balance:
         """
         for name, gradients in (("adversarial", adversarial), ("bound", bound)):
             if not isinstance(gradients, (list, tuple)):
-                was = type(gradients).__name__
-                raise ValueError(f"`{name}` must be a sequence of gradients or None, was {was}")
+                raise refusal(name, "a sequence of gradients or None", gradients)
         pairs = [
             (a, b)
             for a, b in zip(adversarial, bound, strict=True)

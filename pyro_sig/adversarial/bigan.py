@@ -9,9 +9,9 @@ import torch
 from pyro.optim import PyroOptim
 from torch import nn
 
+from pyro_sig._functions import check_callable
 from pyro_sig.adversarial._game import Game
 from pyro_sig.adversarial._joint_runs import JointRuns
-from pyro_sig.adversarial._trainer import check_callable
 from pyro_sig.adversarial.objectives import Objective
 from pyro_sig.adversarial.penalties import Penalty
 from pyro_sig.adversarial.views import Value

@@ -12,17 +12,18 @@ from pyro.optim import PyroOptim
 from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
+from pyro_sig._arguments import check_floating, check_integer, check_number
+from pyro_sig._functions import check_callable, check_takes, first_call
 from pyro_sig._program_player import ProgramPlayer
-from pyro_sig._program_run import check_takes, first_call, modules_run
+from pyro_sig._program_run import modules_run
 from pyro_sig._random_state import preserved_random_state
 from pyro_sig.adversarial._critic_player import CriticPlayer, Scorer, check_critic
 from pyro_sig.adversarial._critic_trainer import CriticTrainer
 from pyro_sig.adversarial._tap import Tap
-from pyro_sig.adversarial._trainer import Stateful, check_callable, check_integer
+from pyro_sig.adversarial._trainer import Stateful
 from pyro_sig.adversarial.image_pool import ImagePool
 from pyro_sig.adversarial.objectives import LeastSquares, Objective
 from pyro_sig.adversarial.penalties import Penalty
-from pyro_sig.adversarial.penalties.penalty import check_number
 
 __all__ = ["CycleGAN"]
 
@@ -135,14 +136,14 @@ class CycleGAN(CriticTrainer):
         self.backward = backward
         self.critic_x = critic_x
         self.critic_y = critic_y
-        self.cycle_weight = check_number("cycle_weight", cycle_weight)
-        self.identity_weight = check_number("identity_weight", identity_weight)
+        self.cycle_weight = check_number("cycle_weight", cycle_weight, least=0)
+        self.identity_weight = check_number("identity_weight", identity_weight, least=0)
         self.cycle_distance = cycle_distance
-        self.critic_steps = check_integer("critic_steps", critic_steps, least=1)
+        self.critic_steps = check_integer("critic_steps", critic_steps, 1, int)
         self._program = ProgramPlayer(optim, ema)
         critics = nn.ModuleList([critic_x, critic_y])
         self._critic = CriticPlayer(critics, critic_optim, objective, penalties, False)  # type: ignore[arg-type]
-        self._pools = _Pools(check_integer("pool_size", pool_size, least=0))
+        self._pools = _Pools(check_integer("pool_size", pool_size, 0, int))
 
     @property
     def pool_size(self) -> int:
@@ -249,7 +250,7 @@ class CycleGAN(CriticTrainer):
             was = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
                 f"`cycle_distance` must return a scalar or a tensor of shape ({len(original)},) "
-                f"for values of shape {tuple(original.shape)}, but returned {was}"
+                f"for values of shape {tuple(original.shape)}, returned {was}"
             )
         return value.mean()
 
@@ -273,12 +274,12 @@ class CycleGAN(CriticTrainer):
         fake = program(rows) if self._prepared else first_call(name, program, rows)
         if not isinstance(fake, Tensor) or not fake.is_floating_point():
             was = fake.dtype if isinstance(fake, Tensor) else type(fake).__name__
-            raise ValueError(f"`{name}` must return a floating point tensor, but returned {was}")
+            raise ValueError(f"`{name}` must return a floating point tensor, returned {was}")
         shape = (len(rows), *like.shape[1:])
         if fake.shape != shape:
             raise ValueError(
                 f"`{name}` must return a tensor of shape {shape}, a row of the other domain for "
-                f"each of {len(rows)} rows, but returned {tuple(fake.shape)}"
+                f"each of {len(rows)} rows, returned {tuple(fake.shape)}"
             )
         if torch.is_grad_enabled() and not fake.requires_grad:
             raise ValueError(
@@ -289,14 +290,7 @@ class CycleGAN(CriticTrainer):
 
     def _check_batches(self, x: Tensor, y: Tensor) -> None:
         for name, batch in (("x", x), ("y", y)):
-            if not (isinstance(batch, Tensor) and batch.is_floating_point()):
-                was = batch.dtype if isinstance(batch, Tensor) else type(batch).__name__
-                raise ValueError(f"`{name}` must be a floating point tensor, was {was}")
-            if batch.layout != torch.strided or batch.is_meta:
-                raise ValueError(
-                    f"`{name}` must be a dense tensor that holds numbers, was {batch.layout} on "
-                    f"{batch.device}"
-                )
+            check_floating(name, batch)
             if not batch.dim() or not len(batch):
                 raise ValueError(f"`{name}` must have rows, was of shape {tuple(batch.shape)}")
         if self.identity_weight and x.shape[1:] != y.shape[1:]:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from pyro_sig._show_settings import show_settings
+
 __all__ = ["DifferentiableOptimizer", "differentiable"]
 
 Buffers = dict[str, Tensor]
@@ -67,6 +69,8 @@ class DifferentiableOptimizer:
         >>> torch.autograd.grad(params[0].sum(), target)
         (tensor([0.1900, 0.1900]),)
     """
+
+    __repr__ = show_settings
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         kind = type(optimizer)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_sig._program_run import first_call
+from pyro_sig._arguments import check_instance, refusal
+from pyro_sig._functions import first_call
 
 __all__ = ["critic_features"]
 
@@ -38,11 +39,9 @@ def critic_features(critic: nn.Module, *values: Tensor) -> Tensor:
         >>> critic_features(MLP(2, [64, 32], 1), torch.zeros(5, 2)).shape
         torch.Size([5, 32])
     """
-    if not isinstance(critic, nn.Module):
-        raise ValueError(f"`critic` must be a torch module, was {type(critic).__name__}")
+    check_instance("critic", critic, nn.Module)
     if not values or not all(isinstance(value, Tensor) and value.dim() for value in values):
-        was = [type(value).__name__ for value in values]
-        raise ValueError(f"`values` must be tensors with rows, one or several, were {was}")
+        raise refusal("values", "tensors with rows, one or several", values)
     last: list[Any] = []
 
     def note(layer: nn.Module, inputs: tuple) -> None:

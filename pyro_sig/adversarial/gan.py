@@ -10,10 +10,12 @@ from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
+from pyro_sig._arguments import refusal
+from pyro_sig._functions import check_callable
 from pyro_sig.adversarial._elbo_term import ElboTerm, Weight
 from pyro_sig.adversarial._game import Game
 from pyro_sig.adversarial._runs import Draw, Runs
-from pyro_sig.adversarial._trainer import Stateful, check_callable
+from pyro_sig.adversarial._trainer import Stateful
 from pyro_sig.adversarial.objectives import Objective
 from pyro_sig.adversarial.penalties import Penalty
 from pyro_sig.adversarial.views import Value
@@ -141,7 +143,7 @@ class GAN(Game):
             self._term = ElboTerm(elbo, elbo_weight, guide)
         for name, value in (("elbo_weight", elbo_weight), ("guide", guide)):
             if elbo is None and value is not None:
-                raise ValueError(f"`{name}` must be None without an `elbo`, was {value!r}")
+                raise refusal(name, "None without an `elbo`", value)
         self._runs = Runs(model, view, self._term, self._precision)
 
     @property

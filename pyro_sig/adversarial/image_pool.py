@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_sig.adversarial._trainer import check_integer
+from pyro_sig._arguments import check_integer, refusal
 
 __all__ = ["ImagePool"]
 
@@ -45,7 +45,7 @@ class ImagePool:
     """
 
     def __init__(self, size: int) -> None:
-        self.size = check_integer("size", size, least=0)
+        self.size = check_integer("size", size, 0, int)
         self._stored: Tensor | None = None
 
     def __len__(self) -> int:
@@ -63,8 +63,7 @@ class ImagePool:
         :raises ValueError: see :class:`ImagePool`.
         """
         if not isinstance(fakes, Tensor) or not fakes.dim() or fakes.layout != torch.strided:
-            was = tuple(fakes.shape) if isinstance(fakes, Tensor) else type(fakes).__name__
-            raise ValueError(f"`fakes` must be a dense tensor of shape [B, *], was {was}")
+            raise refusal("fakes", "a dense tensor of shape [B, *]", fakes)
         fakes = fakes.detach()
         if not self.size:
             return fakes
@@ -103,6 +102,7 @@ class ImagePool:
         stored = state_dict["stored"]
         if stored is not None and len(stored) > self.size:
             raise ValueError(
-                f"`state_dict` must hold at most {self.size} fakes, held {len(stored)}"
+                f"`state_dict` must hold at most {self.size} fakes, held {len(stored)}; make the "
+                f"pool as the saved one, ImagePool({len(stored)}) or larger"
             )
         self._stored = None if stored is None else stored.clone()

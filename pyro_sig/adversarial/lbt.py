@@ -11,17 +11,18 @@ from pyro.infer import ELBO, Trace_ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
+from pyro_sig._arguments import check_instance, check_integer, check_number, refusal
+from pyro_sig._functions import check_callable, is_function
 from pyro_sig._program_player import ProgramPlayer
-from pyro_sig._program_run import is_function, modules_run
+from pyro_sig._program_run import modules_run
 from pyro_sig._random_state import preserved_random_state
 from pyro_sig.adversarial._fitted_student import FittedStudent
 from pyro_sig.adversarial._student import Call, Student
 from pyro_sig.adversarial._substitute import substitutes, with_draws
 from pyro_sig.adversarial._tap import ReleasedRun
-from pyro_sig.adversarial._trainer import Stateful, Trainer, check_callable, check_integer
+from pyro_sig.adversarial._trainer import Stateful, Trainer
 from pyro_sig.adversarial._units import find_unit_plates, observed_sites, unit_rows
 from pyro_sig.adversarial.gan import GAN
-from pyro_sig.adversarial.penalties.penalty import check_number
 from pyro_sig.adversarial.views import as_data
 
 __all__ = ["LBT"]
@@ -136,17 +137,17 @@ class LBT(Trainer):
         super().__init__()
         check_callable("model", model)
         self.model = model
-        self.inner_steps = check_integer("inner_steps", inner_steps, least=1)
-        self.commits = check_integer("commits", commits, least=0)
-        self.commit_rate = check_number("commit_rate", commit_rate, positive=True)
+        self.inner_steps = check_integer("inner_steps", inner_steps, 1, int)
+        self.commits = check_integer("commits", commits, 0, int)
+        self.commit_rate = check_number("commit_rate", commit_rate, above=0)
         self.weight = weight
-        if not callable(weight) or not is_function(weight) or isinstance(weight, nn.Module):
-            check_number("weight", weight)  # type: ignore[arg-type]
+        if not is_function(weight) or isinstance(weight, nn.Module):
+            check_number("weight", weight, least=0)
         self.gan = gan
-        self.gan_weight = check_number("gan_weight", gan_weight)
+        self.gan_weight = check_number("gan_weight", gan_weight, least=0)
         self.clip_norm = clip_norm
         if clip_norm is not None:
-            check_number("clip_norm", clip_norm, positive=True)
+            check_number("clip_norm", clip_norm, above=0)
         if gan is None:
             self._program = ProgramPlayer(optim, ema)
         else:
@@ -189,9 +190,8 @@ class LBT(Trainer):
             for param in self._program.params.values():
                 if param.grad is not None:
                     param.grad *= self.gan_weight
-        weight = check_number(
-            "weight", self.weight(self.num_steps) if callable(self.weight) else self.weight
-        )
+        weight = self.weight(self.num_steps) if callable(self.weight) else self.weight
+        weight = check_number("weight", weight, least=0)
         if weight:
             score = self._score_ahead(args, kwargs)
             (weight * score).backward(inputs=list(self._program.params.values()))
@@ -298,21 +298,18 @@ def _make_student(
         return FittedStudent(estimator.fit, elbo)
     pair = tuple(estimator) if isinstance(estimator, (tuple, list)) else (estimator, None)
     if len(pair) != 2 or not is_function(pair[0]) or not (pair[1] is None or is_function(pair[1])):
-        raise ValueError(
-            "`estimator` must be a pair of programs (model, guide), one model, or an object with "
-            f"a method fit, was {estimator!r}"
-        )
+        must_be = "a pair of programs (model, guide), one model, or an object with a method fit"
+        raise refusal("estimator", must_be, estimator)
     return Student(pair[0], pair[1], optim, elbo)
 
 
 def _check_gan(gan: GAN, model: Any, optim: Any, ema: float | None) -> ProgramPlayer:  # noqa: ANN401
-    if not isinstance(gan, GAN):
-        raise ValueError(f"`gan` must be a GAN of the same model, was {type(gan).__name__}")
+    check_instance("gan", gan, GAN, "a GAN of the same model")
     # Equal, not identical: a method is a new object each time that it is named.
     if gan.model != model or gan.optim is not optim:
         raise ValueError("`gan` must be a GAN of the same `model` and `optim`, had another of them")
     if ema is not None:
-        raise ValueError(f"`ema` must be given to the `gan`, if there is one, was {ema!r}")
+        raise refusal("ema", "given to the `gan`, if there is one", ema)
     return gan._program
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pyro_sig.adversarial._trainer import check_integer
+from pyro_sig._arguments import check_integer, check_number
 
 __all__ = ["linear_decay"]
 
@@ -35,9 +35,8 @@ def linear_decay(num_steps: int, constant: float = 0.5) -> Callable[[int], float
         >>> optim = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=2e-4)
         >>> schedule = torch.optim.lr_scheduler.LambdaLR(optim, factor)
     """
-    check_integer("num_steps", num_steps, least=1)
-    if not (isinstance(constant, (int, float)) and 0 <= constant <= 1):
-        raise ValueError(f"`constant` must be a share in [0, 1], was {constant!r}")
+    check_integer("num_steps", num_steps, 1, int)
+    constant = check_number("constant", constant, least=0, most=1, tensors=False)
     start = constant * num_steps
 
     def factor(step: int) -> float:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_sig._arguments import check_instance
 from pyro_sig.adversarial.objectives import Objective, Wasserstein
+from pyro_sig.adversarial.objectives.objective import check_objective
 
 __all__ = ["optimal_critic"]
 
@@ -61,14 +63,9 @@ def optimal_critic(
         >>> critic(torch.tensor(3.0)) - critic(torch.tensor(1.0))  # slope 1: data is on the right
         tensor(2.)
     """
-    if not isinstance(objective, Objective):
-        raise ValueError(
-            "`objective` must be an Objective such as objectives.NonSaturating(), was "
-            f"{type(objective).__name__}"
-        )
+    check_objective(objective)
     for name, law in (("data", data), ("model", model)):
-        if not isinstance(law, Distribution):
-            raise ValueError(f"`{name}` must be a distribution, was {type(law).__name__}")
+        check_instance(name, law, Distribution, "a Distribution")
     if isinstance(objective, Wasserstein):
         for name, law in {"data": data, "model": model}.items():
             if law.batch_shape or law.event_shape:

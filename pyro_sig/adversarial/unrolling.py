@@ -12,7 +12,9 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pyro_sig._program_run import is_function
+from pyro_sig._arguments import check_instance, check_integer
+from pyro_sig._functions import check_callable
+from pyro_sig._show_settings import show_settings
 from pyro_sig.adversarial.differentiable_optim import differentiable
 
 __all__ = ["FunctionalModule", "unrolled"]
@@ -39,6 +41,8 @@ class FunctionalModule:
         >>> torch.allclose(FunctionalModule(layer, double, {})(x), 2 * layer(x))
         True
     """
+
+    __repr__ = show_settings
 
     def __init__(
         self, module: nn.Module, parameters: dict[str, Tensor], buffers: dict[str, Tensor]
@@ -117,12 +121,9 @@ def unrolled(
         >>> moved.detach(), torch.autograd.grad(moved, fake)[0]
         (tensor([[-0.5000]]), tensor([[-0.5000]]))
     """
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 0:
-        raise ValueError(f"`num_steps` must be an integer from 0 on, was {num_steps!r}")
-    if not isinstance(module, nn.Module):
-        raise ValueError(f"`module` must be a torch module, was {type(module).__name__}")
-    if not is_function(loss) or isinstance(loss, nn.Module):
-        raise ValueError(f"`loss` must be a function of the module, was {type(loss).__name__}")
+    check_integer("num_steps", num_steps, 0, int)
+    check_instance("module", module, nn.Module)
+    check_callable("loss", loss, "a function of the module", modules=False)
     mirror = differentiable(optimizer)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     own = dict(module.named_parameters())

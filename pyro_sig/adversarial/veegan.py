@@ -11,15 +11,14 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.distributions import Independent
 
-from pyro_sig._program_run import check_takes
+from pyro_sig._arguments import check_number
+from pyro_sig._functions import check_callable, check_takes
 from pyro_sig.adversarial._joint_runs import JointDraw, rows_drawn
 from pyro_sig.adversarial._substitute import substitutes, with_draws
 from pyro_sig.adversarial._tap import Given, Tap
-from pyro_sig.adversarial._trainer import check_callable
 from pyro_sig.adversarial.bigan import BiGAN
 from pyro_sig.adversarial.objectives import Objective, ReverseKL
 from pyro_sig.adversarial.penalties import Penalty
-from pyro_sig.adversarial.penalties.penalty import check_number
 from pyro_sig.adversarial.views import Value
 
 __all__ = ["VEEGAN"]
@@ -133,7 +132,7 @@ class VEEGAN(BiGAN):
             autocast=autocast,
             compile_networks=compile_networks,
         )
-        self.weight = check_number("weight", weight)
+        self.weight = check_number("weight", weight, least=0)
         check_callable("distance", distance, optional=True)
         if distance is not None:
             check_takes("distance", distance, None, None)
@@ -169,7 +168,7 @@ class VEEGAN(BiGAN):
             if not isinstance(distance, Tensor) or not distance.numel():
                 was = tuple(getattr(distance, "shape", ())) or type(distance).__name__
                 raise ValueError(
-                    f"`distance` must return a tensor whose mean counts, but returned {was}"
+                    f"`distance` must return a tensor whose mean counts, returned {was}"
                 )
             return distance.mean()
         if (code := _computed(law)) is not None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
+from pyro_sig._arguments import check_instance, describe
 from pyro_sig.adversarial._units import (
     Run,
     find_unit_plates,
@@ -129,8 +130,7 @@ class PsiView(View):
     """
 
     def __init__(self, site: str) -> None:
-        if not isinstance(site, str):
-            raise ValueError(f"`site` must be the name of a site, was {type(site).__name__}")
+        check_instance("site", site, str, "the name of a site")
         self.site = site
 
     def __repr__(self) -> str:
@@ -230,7 +230,7 @@ def as_data(name: str, obs: Any, shape: torch.Size, like: Tensor) -> Tensor:  # 
         data = obs if isinstance(obs, Tensor) else torch.as_tensor(obs, device=like.device)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"`obs` of site {name!r} must be a tensor or numbers, was {type(obs).__name__}"
+            f"`obs` of site {name!r} must be a tensor or numbers, was {describe(obs)}"
         ) from error
     if data.device != like.device or data.layout != torch.strided:
         raise ValueError(

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["CheckpointError", "CheckpointWarning", "as_path", "read_file", "write_file"]
+from pyro_sig._arguments import as_path, refusal
+
+__all__ = ["CheckpointError", "CheckpointWarning", "read_file", "write_file"]
 
 VERSION = 1
 _FIRST = b"pyro_sig checkpoint "
@@ -102,18 +104,6 @@ def read_file(path: str | os.PathLike[str], map_location: Any = None) -> dict[st
     return state
 
 
-def as_path(name: str, path: str | os.PathLike[str]) -> Path:
-    """Returns a path; a number would be a file that is open already.
-
-    :param str name: the argument's name.
-    :param path: what was passed.
-    :raises ValueError: if it is none.
-    """
-    if not isinstance(path, (str, os.PathLike)):
-        raise ValueError(f"`{name}` must be a path, was {path!r}")
-    return Path(path)
-
-
 def _loads_here(payload: bytes) -> bool:
     """Tells whether a file is sound, so that the places asked for are what cannot be had."""
     try:
@@ -158,9 +148,7 @@ def _plain(value: Any, name: str) -> Any:
         return value.item() if isinstance(value, np.generic) else value
     if isinstance(value, Tensor):
         if value.layout != torch.strided or value.is_meta:
-            raise ValueError(
-                f"`{name}` must be a dense tensor with data, was {value.layout} on {value.device}"
-            )
+            raise refusal(name, "a dense tensor with data", value)
         # Not a view of a larger storage, which would be saved whole; nor a parameter.
         value = value.detach()
         whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
@@ -181,10 +169,8 @@ def _plain(value: Any, name: str) -> Any:
     if isinstance(value, (list, tuple)):
         items = [_plain(item, f"{name}[{i}]") for i, item in enumerate(value)]
         return items if isinstance(value, list) else tuple(items)
-    raise ValueError(
-        f"`{name}` must be made of tensors, numbers, strings, None, lists, tuples and dicts, but "
-        f"was {type(value).__name__}"
-    )
+    must_be = "made of tensors, numbers, strings, None, lists, tuples and dicts"
+    raise refusal(name, must_be, value)
 
 
 def _sync_folder(folder: Path) -> None:

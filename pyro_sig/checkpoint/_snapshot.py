@@ -13,6 +13,7 @@ from pyro.infer import SVI
 from pyro.optim import PyroOptim
 from torch import Tensor
 
+from pyro_sig._arguments import refusal
 from pyro_sig._elbo_state import elbo_state, load_elbo_state
 from pyro_sig._program_player import ProgramPlayer
 from pyro_sig._program_run import ParamTap, modules_run
@@ -43,10 +44,10 @@ class Snapshot:
         elif isinstance(inference, (list, tuple)):
             self._parts = {i: Snapshot(v, f"{name}[{i}]") for i, v in enumerate(inference)}
         elif not has_state(inference):
-            raise ValueError(
-                f"`{name}` must be SVI, a torch.Generator, a Pyro optimiser, or have the methods "
-                f"state_dict and load_state_dict, but was {type(inference).__name__}"
+            must_be = (
+                "SVI, a torch.Generator, a Pyro optimiser, or have the methods state_dict and "
             )
+            raise refusal(name, must_be + "load_state_dict", inference)
 
     @contextmanager
     def watching(self) -> Iterator[None]:

@@ -6,17 +6,16 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
-from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch.distributed as dist
 
+from pyro_sig._arguments import as_path, check_instance, check_integer
 from pyro_sig.checkpoint._files import (
     CheckpointError,
     CheckpointWarning,
-    as_path,
     read_file,
     remove_partial_files,
     write_file,
@@ -50,9 +49,7 @@ class CheckpointFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str], keep: int = 3) -> None:
-        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
-            raise ValueError(f"`keep` must be a positive integer, was {keep!r}")
-        self.keep = keep
+        self.keep = check_integer("keep", keep, 1, int)
         self.path = as_path("path", path)
         self._shared = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if self._shared:
@@ -83,9 +80,7 @@ class CheckpointFolder:
 
         :param int step: the number of steps.
         """
-        if isinstance(step, bool) or not isinstance(step, Integral) or step < 0:
-            raise ValueError(f"`step` must be zero or a positive integer, was {step!r}")
-        return self.path / f"step-{step:09d}.ckpt"
+        return self.path / f"step-{check_integer('step', step):09d}.ckpt"
 
     def steps(self) -> list[int]:
         """Returns the steps that there are files of, in order."""
@@ -102,8 +97,7 @@ class CheckpointFolder:
         :return: whether it was written.
         :raises ValueError: if `state` holds what a file cannot.
         """
-        if not isinstance(state, Mapping):
-            raise ValueError(f"`state` must be a dict, was {type(state).__name__}")
+        check_instance("state", state, Mapping, "a dict")
         path = self.file(step)
         try:
             write_file(path, state)
@@ -184,7 +178,8 @@ def _lock(path: Path) -> Any:
         lock.acquire()
     except Timeout:
         raise ValueError(
-            f"`checkpoint` must be a folder that no other process uses, but {path} is in use"
+            f"`checkpoint` must be a folder that no other process uses, but {path} is in use; "
+            "wait for the other run, or pass another folder"
         ) from None
     except OSError as error:
         raise ValueError(

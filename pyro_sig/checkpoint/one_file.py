@@ -89,7 +89,7 @@ def load(
     state = read_file(path, map_location)
     if set(state) != {"inference", "random_state"}:
         raise ValueError(
-            f"`path` must be a file of `checkpoint.save`, but held {sorted(map(str, state))}: a "
+            f"`path` must be a file of `checkpoint.save`, held {sorted(map(str, state))}: a "
             f"file that `train` wrote is read by `train`: {path}"
         )
     snapshot = Snapshot(inference)

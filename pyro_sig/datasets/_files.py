@@ -1,17 +1,9 @@
 """Files of data sets: where they lie, and what they hold once decompressed."""
 
 import gzip
-import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-
-
-def as_path(name: str, path: str | os.PathLike[str]) -> Path:
-    """Return a path or raise."""
-    if not isinstance(path, (str, os.PathLike)):
-        raise ValueError(f"`{name}` must be a path, was {path!r}")
-    return Path(path)
 
 
 def find(folders: Sequence[Path], name: str, suffixes: Sequence[str]) -> Path | None:

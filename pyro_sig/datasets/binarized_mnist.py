@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_sig.datasets._files import as_path, find, read_bytes
+from pyro_sig._arguments import as_path, check_choice
+from pyro_sig.datasets._files import find, read_bytes
 
 __all__ = ["load_binarized_mnist"]
 
@@ -57,8 +58,7 @@ def load_binarized_mnist(root: str | os.PathLike[str], split: str = "train") -> 
         ...     load_binarized_mnist(root, "test")[0, 0, :4]
         tensor([0, 1, 0, 1], dtype=torch.uint8)
     """
-    if not isinstance(split, str) or split not in ("train", "valid", "test"):
-        raise ValueError(f"`split` must be 'train', 'valid' or 'test', was {split!r}")
+    check_choice("split", split, ("train", "valid", "test"))
     root = as_path("root", root)
     name = f"binarized_mnist_{split}.amat"
     if (root / _PACKED).is_file():

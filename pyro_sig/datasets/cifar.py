@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_sig.datasets._arguments import integer
-from pyro_sig.datasets._files import as_path, find, read_bytes
+from pyro_sig._arguments import as_path, check_choice, check_sizes, refusal
+from pyro_sig.datasets._files import find, read_bytes
 
 __all__ = ["load_cifar10"]
 
@@ -47,13 +47,12 @@ def load_cifar10(
         >>> images.shape, labels
         (torch.Size([1, 3, 32, 32]), tensor([7]))
     """
-    if not isinstance(split, str) or split not in ("train", "test"):
-        raise ValueError(f"`split` must be 'train' or 'test', was {split!r}")
+    check_choice("split", split, ("train", "test"))
     names = ["test_batch.bin"]
     if split == "train":
         names = [f"data_batch_{i}.bin" for i in _check_batches(batches)]
     elif batches is not None:
-        raise ValueError(f"`batches` must be None where `split` is 'test', was {batches!r}")
+        raise refusal("batches", "None where `split` is 'test'", batches)
     root = as_path("root", root)
     folders = [root, root / "cifar-10-batches-bin"]
     found = {name: find(folders, name, ["", ".gz", ".xz"]) for name in names}
@@ -68,11 +67,9 @@ def load_cifar10(
 def _check_batches(batches: Sequence[int] | None) -> list[int]:
     if batches is None:
         return list(range(1, _NUM_BATCHES + 1))
-    if not isinstance(batches, Sequence) or isinstance(batches, str):
-        raise ValueError(f"`batches` must be a sequence of numbers 1 to 5, was {batches!r}")
-    numbers = [integer("batches", number, 1) for number in batches]
+    numbers = check_sizes("batches", batches)
     if not numbers or max(numbers) > _NUM_BATCHES or len(set(numbers)) < len(numbers):
-        raise ValueError(f"`batches` must be different numbers 1 to 5, was {batches!r}")
+        raise refusal("batches", "different numbers 1 to 5", batches)
     return numbers
 
 
@@ -90,7 +87,7 @@ def _read(path: Path) -> tuple[Tensor, Tensor]:
     if rest or not data:
         raise ValueError(
             f"`path` is truncated, or no binary CIFAR-10: expected records of {_RECORD} bytes, "
-            f"found {len(data) // _RECORD} and {rest} bytes in {path}"
+            f"found {len(data) // _RECORD} and {rest} bytes in {path}; download it again"
         )
     records = np.frombuffer(data, np.uint8).reshape(-1, _RECORD)
     labels = records[:, 0].astype(np.int64)

@@ -7,19 +7,17 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from pyro_sig.datasets._arguments import (
+from pyro_sig._arguments import (
     Device,
     Dtype,
-    any_type,
     check_device,
-    check_points,
+    check_instance,
+    check_number,
     check_tensor,
-    normalise,
-    positive,
-    probability,
+    refusal,
     shape_of,
-    tensor,
 )
+from pyro_sig.datasets._tensors import check_points, normalise, tensor
 from pyro_sig.datasets.toys import Toy
 
 __all__ = [
@@ -75,9 +73,10 @@ class FiniteMixture(dist.TorchDistribution):
         if not isinstance(components, Sequence) or not all(
             isinstance(c, torch.distributions.Distribution) for c in components
         ):
-            raise ValueError(f"`components` must be a sequence of laws, was {components!r}")
-        if not isinstance(support, torch.distributions.constraints.Constraint):
-            raise ValueError(f"`support` must be a constraint, was {support!r}")
+            raise refusal("components", "a sequence of laws", components)
+        check_instance(
+            "support", support, torch.distributions.constraints.Constraint, "a constraint"
+        )
         check_tensor("weights", weights)
         shapes = {(c.batch_shape, c.event_shape) for c in components}
         if len(shapes) != 1 or components[0].event_shape:
@@ -212,8 +211,8 @@ def poisson_negative_binomial(
         19.0
     """
     law, gamma = _gamma_poisson(total_count, probs, dtype, device)
-    lam = tensor(positive("rate", rate), dtype, device)
-    w = tensor(probability("weight", weight), dtype, device)
+    lam = tensor(check_number("rate", rate, above=0), dtype, device)
+    w = tensor(check_number("weight", weight, above=0, below=1), dtype, device)
     weights = torch.stack([w, 1 - w])
     counts = [dist.Poisson(lam), law]
     return Toy(
@@ -264,12 +263,14 @@ def _gamma_poisson(
     total_count: float, probs: float, dtype: Dtype, device: Device
 ) -> tuple[dist.NegativeBinomial, dist.Gamma]:
     """Build a negative binomial and its mixing law."""
-    r = tensor(positive("total_count", total_count), dtype, device)
-    p = tensor(probability("probs", probs), dtype, device)
+    r = tensor(check_number("total_count", total_count, above=0), dtype, device)
+    p = tensor(check_number("probs", probs, above=0, below=1), dtype, device)
     return dist.NegativeBinomial(r, probs=p), dist.Gamma(r, (1 - p) / p)
 
 
 def _expand_frequencies(frequencies: Sequence[int], dtype: Dtype, device: Device) -> Tensor:
     """Repeat each count as often as it was seen."""
-    counts = torch.arange(len(frequencies), dtype=any_type(dtype), device=check_device(device))
+    check_instance("dtype", dtype, (torch.dtype, type(None)), "a type of tensors")
+    dtype = dtype or torch.get_default_dtype()
+    counts = torch.arange(len(frequencies), dtype=dtype, device=check_device(device))
     return counts.repeat_interleave(torch.tensor(frequencies, device=counts.device))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_sig.datasets._arguments import check_tensor
+from pyro_sig._arguments import check_tensor, refusal
 
 __all__ = ["pad_groups"]
 
@@ -42,8 +42,9 @@ def pad_groups(groups: Tensor, *values: Tensor, fill: float = 0.0) -> tuple[Tens
                 [3., 0.]])
     """
     check_tensor("groups", groups)
+    here = groups.device
     for value in values:
-        check_tensor("values", value, groups.device)
+        check_tensor("values", value, f"dense tensors on {here}", lambda v: v.device == here)
     if (
         groups.dim() != 1
         or not len(groups)
@@ -60,9 +61,9 @@ def pad_groups(groups: Tensor, *values: Tensor, fill: float = 0.0) -> tuple[Tens
     if any(not shape or shape[0] != len(groups) for shape in lengths):
         raise ValueError(f"`values` must have {len(groups)} rows, had shapes {lengths}")
     if not isinstance(fill, (int, float)):
-        raise ValueError(f"`fill` must be a number, was {fill!r}")
+        raise refusal("fill", "a number", fill)
     if not float(fill).is_integer() and any(not value.is_floating_point() for value in values):
-        raise ValueError(f"`fill` must be an integer where values are, was {fill!r}")
+        raise refusal("fill", "an integer where values are", fill)
     sizes = torch.bincount(groups)
     order = groups.argsort(stable=True)
     start = sizes.cumsum(0) - sizes

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_sig.datasets._files import as_path
+from pyro_sig._arguments import as_path, check_choice
 
 __all__ = ["PosteriorDB", "posteriordb_names", "read_posteriordb"]
 
@@ -98,8 +98,7 @@ def read_posteriordb(folder: str | os.PathLike[str], name: str) -> PosteriorDB:
     """
     folder = as_path("folder", folder)
     index = _index(folder)
-    if not isinstance(name, str) or name not in index:
-        raise ValueError(f"`name` must be one of {', '.join(index)}, was {name!r}")
+    check_choice("name", name, index)
     data, draws = index[name]
     return PosteriorDB(
         name,

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_sig.datasets._arguments import Device, Dtype, tensor
-from pyro_sig.datasets._files import as_path, find, read_bytes
+from pyro_sig._arguments import Device, Dtype, as_path, check_choice
+from pyro_sig.datasets._files import find, read_bytes
+from pyro_sig.datasets._tensors import tensor
 
 __all__ = ["load_digits", "load_mnist", "read_idx"]
 
@@ -42,7 +43,7 @@ def read_idx(path: str | os.PathLike[str]) -> Tensor:
     """
     path = as_path("path", path)
     if not path.is_file():
-        raise FileNotFoundError(f"no idx file at {path}")
+        raise FileNotFoundError(f"no idx file at {path}; give the path of one, plain or compressed")
     data = read_bytes(path, "an idx file")
     if any(data[:2]) or (len(data) > 2 and data[2] not in _IDX_DTYPES):
         raise ValueError(
@@ -80,8 +81,7 @@ def load_mnist(root: str | os.PathLike[str], split: str = "train") -> tuple[Tens
 
         >>> images, labels = load_mnist("data/mnist", split="test")  # doctest: +SKIP
     """
-    if not isinstance(split, str) or split not in ("train", "test"):
-        raise ValueError(f"`split` must be 'train' or 'test', was {split!r}")
+    check_choice("split", split, ("train", "test"))
     folder, prefix = as_path("root", root), {"train": "train", "test": "t10k"}[split]
     images = read_idx(_find_mnist(folder, f"{prefix}-images-idx3-ubyte"))
     labels = read_idx(_find_mnist(folder, f"{prefix}-labels-idx1-ubyte"))

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_sig.datasets._arguments import check_tensor, integer
+from pyro_sig._arguments import check_integer, check_tensor
+from pyro_sig._show_settings import show_settings
 
 __all__ = ["StackedDigits"]
 
@@ -41,31 +42,31 @@ class StackedDigits:
     #: Number of triples of digits.
     num_classes = 1000
 
+    __repr__ = show_settings
+
     def __init__(self, images: Tensor, labels: Tensor, batch_size: int, seed: int = 0) -> None:
-        check_tensor("images", images)
-        check_tensor("labels", labels)
-        if images.dtype != torch.uint8 or images.dim() != 3 or len(images) == 0:
-            raise ValueError(
-                "`images` must be uint8 of shape [N, H, W] with N > 0, was "
-                f"{images.dtype} of shape {list(images.shape)}"
-            )
-        if (
-            labels.shape != images.shape[:1]
-            or labels.is_floating_point()
-            or labels.dtype == torch.bool
-        ):
-            raise ValueError(
-                f"`labels` must be integers of shape [{len(images)}], was {labels.dtype} of "
-                f"shape {list(labels.shape)}"
-            )
+        check_tensor(
+            "images",
+            images,
+            "a dense torch.uint8 tensor of shape [N, H, W] with N > 0",
+            lambda x: x.dtype == torch.uint8 and x.dim() == 3 and len(x) > 0,
+        )
+        check_tensor(
+            "labels",
+            labels,
+            f"a dense tensor of integers, of shape [{len(images)}]",
+            lambda y: (
+                y.shape == images.shape[:1] and not (y.is_floating_point() or y.dtype == torch.bool)
+            ),
+        )
         if not ((labels >= 0) & (labels <= 9)).all():
             raise ValueError(
                 f"`labels` must lie in 0..9, was {int(labels.min())}..{int(labels.max())}"
             )
         self.images = images
         self.labels = labels.to(images.device, torch.int64)
-        self.batch_size = integer("batch_size", batch_size, 1)
-        self.seed = integer("seed", seed, 0)
+        self.batch_size = check_integer("batch_size", batch_size, 1)
+        self.seed = check_integer("seed", seed, 0)
 
     def __call__(self, step: int) -> Tensor:
         """Return the images of a step.
@@ -83,6 +84,6 @@ class StackedDigits:
 
     def _rows(self, step: int) -> Tensor:
         # NumPy's seeds may be pairs; torch's keep 32 bits.
-        generator = np.random.default_rng((self.seed, integer("step", step, 0)))
+        generator = np.random.default_rng((self.seed, check_integer("step", step, 0)))
         rows = generator.integers(len(self.images), size=(self.batch_size, 3))
         return torch.from_numpy(rows).to(self.images.device)

@@ -9,19 +9,9 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from pyro_sig.datasets._arguments import (
-    Device,
-    Dtype,
-    arange,
-    check_points,
-    check_tensor,
-    integer,
-    normalise,
-    numbers,
-    positive,
-    shape_of,
-    tensor,
-)
+from pyro_sig._arguments import Device, Dtype, check_floating, check_integer, check_number, shape_of
+from pyro_sig._show_settings import show_settings
+from pyro_sig.datasets._tensors import arange, check_points, normalise, numbers, tensor
 
 __all__ = [
     "NoisyRing",
@@ -33,7 +23,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Toy:
     r"""Holds a toy problem whose truth is known in closed form.
 
@@ -51,6 +41,8 @@ class Toy:
         (torch.Size([5, 2]), torch.Size([8, 2]))
     """
 
+    __repr__ = show_settings
+
     name: str
     distribution: dist.TorchDistribution
     mixing: dist.TorchDistribution | None = None
@@ -65,7 +57,7 @@ class Toy:
         :return: a tensor with shape ``[n]`` for counts and ``[n, D]`` for points.
         :raises ValueError: if `n` is not a positive integer.
         """
-        return self.distribution.sample(torch.Size([integer("n", n, minimum=1)]))
+        return self.distribution.sample(torch.Size([check_integer("n", n, 1)]))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Score data of shape ``[*]`` (counts) or ``[*, D]`` (points) in nats, shape ``[*]``."""
@@ -122,11 +114,7 @@ class NoisyRing(dist.TorchDistribution):
     def __init__(self, radius: Tensor, std: Tensor, validate_args: bool | None = None) -> None:
         for name, value in (("radius", radius), ("std", std)):
             if not isinstance(value, (int, float)):
-                check_tensor(name, value)
-                if not value.is_floating_point():
-                    raise ValueError(
-                        f"`{name}` must be of a floating point type, was {value.dtype}"
-                    )
+                check_floating(name, value)
         self.radius, self.std = torch.distributions.utils.broadcast_all(radius, std)
         super().__init__(self.radius.shape, torch.Size([2]), validate_args=validate_args)
 
@@ -157,9 +145,7 @@ class NoisyRing(dist.TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Evaluate the log density in nats of points of shape ``[*, 2]``."""
         if self._validate_args:
-            check_points(value, self)
-            if not value.is_floating_point():
-                raise ValueError(f"`value` must be of a floating point type, was {value.dtype}")
+            check_points(check_floating("value", value), self)
             self._validate_sample(value)
         r = torch.linalg.vector_norm(value, dim=-1)
         variance = self.std**2
@@ -188,8 +174,8 @@ def noisy_ring(
         >>> noisy_ring(radius=2.0, std=0.1).sample(3).shape
         torch.Size([3, 2])
     """
-    r = tensor(positive("radius", radius), dtype, device)
-    return Toy("noisy_ring", NoisyRing(r, tensor(positive("std", std), dtype, device)))
+    r = tensor(check_number("radius", radius, above=0), dtype, device)
+    return Toy("noisy_ring", NoisyRing(r, tensor(check_number("std", std, above=0), dtype, device)))
 
 
 def ring_of_gaussians(
@@ -224,10 +210,12 @@ def ring_of_gaussians(
         torch.Size([4, 2])
     """
     # Not linspace(0, 2 pi, K): it includes the end point, and the first mode comes twice.
-    step = arange(integer("num_modes", num_modes, minimum=1), dtype, device)
+    step = arange(check_integer("num_modes", num_modes, 1), dtype, device)
     angle = step * (2 * math.pi / num_modes)
-    modes = positive("radius", radius) * torch.stack([angle.cos(), angle.sin()], dim=-1)
-    return _gaussians("ring_of_gaussians", modes, positive("std", std), None)
+    modes = check_number("radius", radius, above=0) * torch.stack(
+        [angle.cos(), angle.sin()], dim=-1
+    )
+    return _gaussians("ring_of_gaussians", modes, check_number("std", std, above=0), None)
 
 
 def grid_of_gaussians(
@@ -265,10 +253,10 @@ def grid_of_gaussians(
         >>> toy.modes.shape, toy.modes.min().item(), toy.modes.max().item()
         (torch.Size([25, 2]), -4.0, 4.0)
     """
-    step = arange(integer("side", side, minimum=1), dtype, device)
-    line = (step - (side - 1) / 2) * positive("spacing", spacing)
+    step = arange(check_integer("side", side, 1), dtype, device)
+    line = (step - (side - 1) / 2) * check_number("spacing", spacing, above=0)
     modes = torch.cartesian_prod(line, line)
-    return _gaussians("grid_of_gaussians", modes, positive("std", std), weights)
+    return _gaussians("grid_of_gaussians", modes, check_number("std", std, above=0), weights)
 
 
 def uneven_grid_of_gaussians(*, dtype: Dtype = None, device: Device = None) -> Toy:

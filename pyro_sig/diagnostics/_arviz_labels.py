@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from pyro_sig import __version__
-from pyro_sig.diagnostics._arguments import as_list, check_mapping, describe
+from pyro_sig._arguments import describe
+from pyro_sig.diagnostics._containers import as_list, check_mapping
 from pyro_sig.diagnostics._program_sites import RESERVED_DIMS, Sites
 
 
@@ -78,11 +79,11 @@ def check_labels(coords: Any, dims: Any, attrs: Any) -> tuple[Any, Any, Any]:
             if entries is None or not all(isinstance(x, Hashable) for x in entries):
                 raise ValueError(
                     f"`{argument}` must hold sequences, one value for each place, but {name!r} was "
-                    f"{describe(values)}."
+                    f"{describe(values)}"
                 )
             if argument == "dims" and not all(isinstance(one, str) for one in entries):
                 raise ValueError(
-                    f"`dims` must hold sequences of names, but {name!r} was {describe(values)}."
+                    f"`dims` must hold sequences of names, but {name!r} was {describe(values)}"
                 )
         found.append(lists)
     attrs = {} if attrs is None else attrs
@@ -108,14 +109,14 @@ def _check_sizes(
             if len(names) > most or len({*names, *RESERVED_DIMS}) < len(names) + 2:
                 raise ValueError(
                     f"`dims` must name the {len(shape)} dimensions of {name!r} at most, no two "
-                    f"alike and none {' or '.join(map(repr, RESERVED_DIMS))}, but was {names}."
+                    f"alike and none {' or '.join(map(repr, RESERVED_DIMS))}, was {names}"
                 )
             for dim, size in zip(names, shape, strict=False):
                 expected, source = sizes.setdefault(dim, (size, f"{name!r}"))
                 if size != expected:
                     raise ValueError(
                         f"`dims` and `coords` must give every dimension one size, but {dim!r} had "
-                        f"{expected} for {source} and {size} for {name!r}."
+                        f"{expected} for {source} and {size} for {name!r}"
                     )
 
 
@@ -140,7 +141,7 @@ def export(
     if not groups:
         raise ValueError(
             "There is nothing to export: neither draws nor observed data outside of subsampled "
-            "plates."
+            "plates"
         )
     _check_sizes(groups, coords, dims, pointwise or {})
     exported = {name for values in groups.values() for name in values}

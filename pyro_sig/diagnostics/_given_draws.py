@@ -11,7 +11,8 @@ from pyro.poutine.condition_messenger import ConditionMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_sig.diagnostics._arguments import as_tensor, check_mapping, describe, is_dense
+from pyro_sig._arguments import describe, is_dense
+from pyro_sig.diagnostics._containers import as_tensor, check_mapping
 from pyro_sig.diagnostics._program_sites import Call
 
 Draws = Mapping[str, "Tensor | np.ndarray"]
@@ -34,7 +35,7 @@ def check_tensors(argument: str, values: Draws) -> None:
         if not (is_dense(as_tensor(value)) or is_words(value)):
             raise ValueError(
                 f"`{argument}` must hold tensors or arrays of real numbers, but {name!r} was "
-                f"{describe(value)}."
+                f"{describe(value)}"
             )
 
 
@@ -51,13 +52,13 @@ def tensors_of(argument: str, values: Any) -> dict[str, Tensor]:
     found = {}
     for name, value in values.items():
         if is_words(value):
-            raise ValueError(f"`{argument}` must hold numbers, but {name!r} was {describe(value)}.")
+            raise ValueError(f"`{argument}` must hold numbers, but {name!r} was {describe(value)}")
         found[name] = tensor = as_tensor(value)
         num_bad = int((~tensor.isfinite()).sum())
         if num_bad:
             raise ValueError(
                 f"`{argument}` must be finite, but {name!r} was infinite or NaN in {num_bad} of "
-                f"{tensor.numel()} entries."
+                f"{tensor.numel()} entries"
             )
     return found
 
@@ -80,14 +81,14 @@ def split_chains(
     observed = [n for n in observed if not trace.nodes[n]["infer"].get("_deterministic")]
     if unknown or observed:
         raise ValueError(
-            f"`{argument}` must hold draws of the latents of `model`, but held "
-            f"{', '.join(map(repr, unknown + observed))}."
+            f"`{argument}` must hold draws of the latents of `model`, held "
+            f"{', '.join(map(repr, unknown + observed))}"
         )
     leads = {name: lead if len(lead) == 2 else (1, *lead) for name, lead in first.leads.items()}
     if len(set(leads.values())) != 1:
         raise ValueError(
             f"`{argument}` must hold the same numbers of chains and draws of every latent, but "
-            f"these were {leads}."
+            f"these were {leads}"
         )
     chains: list[dict[str, Tensor]] = [{} for _ in range(next(iter(leads.values()))[0])]
     for name, lead in leads.items():
@@ -117,7 +118,7 @@ class Given(ConditionMessenger):
             if value.numel() != int(np.prod(shape)):
                 raise ValueError(
                     f"`{self.argument}` must hold {name!r} in its shape {shape}, but that was "
-                    f"{tuple(value.shape)}."
+                    f"{tuple(value.shape)}"
                 )
         super()._pyro_sample(msg)
 
@@ -147,7 +148,7 @@ class _FirstDraw(Messenger):
             raise ValueError(
                 f"`{self.argument}` must hold at least one draw, of shape [draws, ...] or "
                 f"[chains, draws, ...] with the shape {shape} of the site {name!r} behind, but "
-                f"that was {tuple(value.shape)}."
+                f"that was {tuple(value.shape)}"
             )
         self.leads[name] = lead
         msg["value"] = value.reshape(-1, *shape)[0]

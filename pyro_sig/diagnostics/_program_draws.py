@@ -19,6 +19,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_sig._progress import Progress
 from pyro_sig._release import Release
 from pyro_sig.diagnostics._guide_parameters import own_parameters
 from pyro_sig.diagnostics._program_sites import (
@@ -57,6 +58,7 @@ class Runner:
     parallel: bool
     # Whether a density may be zero: of importance weights, but not of exported draws.
     allow_zero: bool = False
+    bar: Progress | None = None
 
     @property
     def rows(self) -> int:
@@ -136,12 +138,18 @@ class Runner:
             for s in range(self.num_draws):
                 values = {name: value[s] for name, value in given.items()}
                 yield self.call.trace(poutine.condition(program, values) if values else program)
+                self._count(1)
             return
         # To the left of every plate of the program.
         nesting = self.sites.max_plate_nesting
         plate = pyro.plate(_VECTORIZING_PLATE, self.num_draws, dim=-nesting - 1)
         values = {name: self._spread(name, value) for name, value in given.items()}
         yield self.call.trace(poutine.condition(plate(program), values))
+        self._count(self.num_draws)
+
+    def _count(self, num_draws: int) -> None:
+        if self.bar is not None:
+            self.bar.update(num_draws)
 
     # ------------------------------------------------------------------------------ what a run says
 
@@ -154,7 +162,7 @@ class Runner:
     def _values(self, name: str, trace: Trace, program: str) -> Tensor:
         if name not in trace.nodes:
             raise ValueError(
-                f"`{program}` must have the same sites at every run, but lacked {name!r} in one."
+                f"`{program}` must have the same sites at every run, lacked {name!r} in one"
             )
         value: Any = trace.nodes[name]["value"]
         return self._entries(name, value, tuple(self.sites.values[name].shape))
@@ -167,7 +175,7 @@ class Runner:
             return value.reshape(1, *shape).expand(self.rows, *shape)
         raise ValueError(
             f"`model` must give {name!r} the same shape at every run, but that was {shape} "
-            f"and then {tuple(value.shape)}."
+            f"and then {tuple(value.shape)}"
         )
 
     def _log_joint(self, sites: Iterable[tuple[str, Any]], program: str, bad: _Count) -> Tensor:
@@ -187,8 +195,8 @@ class Runner:
             return 1  # the same in every draw
         if log_prob.dim() > self.sites.max_plate_nesting + 1 or len(log_prob) != self.rows:
             raise ValueError(
-                f"`parallel` must be False here, but was True: the log-density at {name!r} has "
-                f"shape {tuple(log_prob.shape)}, in which plates do not tell draws from rows."
+                f"`parallel` must be False here, was True: the log-density at {name!r} has "
+                f"shape {tuple(log_prob.shape)}, in which plates do not tell draws from rows"
             )
         return self.rows
 
@@ -251,13 +259,13 @@ def check_guides_differ(guides: list[Callable[..., Any]], call: Call) -> None:
             if set(found) != set(values):
                 raise ValueError(
                     "`guide` must be guides that draw the same sites, but guide "
-                    f"{other} draws {sorted(found)} and guide {index} {sorted(values)}."
+                    f"{other} draws {sorted(found)} and guide {index} {sorted(values)}"
                 )
             if values and all(torch.equal(found[name], values[name]) for name in values):
                 raise ValueError(
                     f"`guide` must be independently trained guides, but guides {other} and "
                     f"{index} draw the same values under the same seed. Programs that give their "
                     "parameters the same names share them through the param store: train each "
-                    "guide after pyro.clear_param_store(), or in a pyro.get_param_store().scope()."
+                    "guide after pyro.clear_param_store(), or in a pyro.get_param_store().scope()"
                 )
         first.append(values)

@@ -80,8 +80,8 @@ class Sites:
         """
         for name, size in self.unplated.items():
             raise ValueError(
-                f"`parallel` must be False here, but was True: no plate says that the {size} rows "
-                f"of the site {name!r} are independent."
+                f"`parallel` must be False here, was True: no plate says that the {size} rows "
+                f"of the site {name!r} are independent"
             )
 
     def merge_dims(self, dims: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -98,7 +98,7 @@ class Sites:
             else:
                 raise ValueError(
                     f"`dims` must name all {len(plates)} dimensions of {name!r}, or the {unnamed} "
-                    f"that no plate names, but was {given}."
+                    f"that no plate names, was {given}"
                 )
         return merged
 
@@ -140,12 +140,12 @@ def describe_sites(
             raise ValueError(
                 f"`model` must give the site {name!r} a law of the shape of its data, "
                 f"{tuple(value.shape)}, but that was {shape}: put the site into a plate, or expand "
-                "the law."
+                "the law"
             )
         if name in sites.guided and tuple(value.shape) != shape:
             raise ValueError(
                 f"`guide` must give {name!r} the shape that `model` gives it, {shape}, "
-                f"but its draw had shape {tuple(value.shape)}."
+                f"but its draw had shape {tuple(value.shape)}"
             )
         frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
         for frame in frames:
@@ -256,7 +256,7 @@ def site_log_prob(site: Any, program: str) -> Tensor:
         raise ValueError(
             f"`{program}` must be able to score every draw, but could not at the site "
             f"{site['name']!r}: {error} To export the draws alone, pass sample_stats=False and "
-            "log_likelihood=False."
+            "log_likelihood=False"
         ) from error
     site["unscaled_log_prob"] = torch.as_tensor(log_prob)
     return site["unscaled_log_prob"]

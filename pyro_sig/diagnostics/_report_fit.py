@@ -105,7 +105,7 @@ class ReportedFit:
         """Reads the reference into arrays as those of the posterior."""
         check_tensors("reference", reference)
         if not reference:
-            raise ValueError("`reference` must hold draws of the latents, but was empty.")
+            raise ValueError("`reference` must hold draws of the latents, was empty")
         with torch.no_grad(), poutine.block():
             chains = split_chains(self.model, self.call, "reference", reference)
         return {

@@ -13,13 +13,7 @@ from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
 from pyro_sig.diagnostics._rank_plot import differences_to_uniform, short_p_value, shorten
-from pyro_sig.diagnostics._report_checks import (
-    Entries,
-    ReportLine,
-    contraction,
-    is_count,
-    mismatch,
-)
+from pyro_sig.diagnostics._report_checks import Entries, ReportLine, contraction, is_count, mismatch
 from pyro_sig.diagnostics.evidence_bounds import EvidenceBounds
 from pyro_sig.diagnostics.k_hat import KHat
 from pyro_sig.diagnostics.sbc import SBC

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pyro_sig.diagnostics._arguments import check_finite, check_flag, check_tensor
+from pyro_sig._arguments import check_finite, check_flag, check_tensor
+from pyro_sig.diagnostics._containers import as_tensor
 from pyro_sig.diagnostics._streams import own_stream
 
 __all__ = [
@@ -32,20 +33,20 @@ def check_samples(
     x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y"), least: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Returns both samples as tensors of two dimensions, one floating dtype, on x's device."""
-    wanted = "a tensor of shape [count, D] or [count] and not empty, of real numbers"
+    must_be = "a tensor of shape [count, D] or [count] and not empty, of real numbers"
     x, y = (
-        check_tensor(name, s, wanted, lambda s: s.dim() in (1, 2) and 0 not in s.shape, arrays=True)
+        check_tensor(name, as_tensor(s), must_be, lambda s: s.dim() in (1, 2) and 0 not in s.shape)
         for name, s in zip(names, (x, y), strict=True)
     )
     for name, sample in zip(names, (x, y), strict=True):
         if len(sample) < least:
-            raise ValueError(f"`{name}` must have at least {least} rows, but had {len(sample)}.")
+            raise ValueError(f"`{name}` must have at least {least} rows, had {len(sample)}")
         check_finite(name, sample)
     x, y = (sample.unsqueeze(-1) if sample.dim() == 1 else sample for sample in (x, y))
     if x.shape[1] != y.shape[1]:
         raise ValueError(
             f"`{names[1]}` must have as many columns as `{names[0]}`, {x.shape[1]}, "
-            f"but had {y.shape[1]}."
+            f"had {y.shape[1]}"
         )
     dtype = torch.promote_types(x.dtype, y.dtype)
     if not dtype.is_floating_point:
@@ -144,7 +145,7 @@ def discrepancy(
     n, m = len(x), len(y)
     if unbiased and min(n, m) < 2:
         raise ValueError(
-            f"`unbiased` needs at least 2 rows in `x` and in `y`, but these had {n} and {m}."
+            f"`unbiased` needs at least 2 rows in `x` and in `y`, but these had {n} and {m}"
         )
     itself, within = (at_zero, 1) if unbiased else (0.0, 0)
     return (

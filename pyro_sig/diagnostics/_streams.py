@@ -10,8 +10,14 @@ import numpy as np
 import pyro
 import torch
 
+from pyro_sig._arguments import check_instance, check_integer, refusal
 from pyro_sig._random_state import preserved_random_state
-from pyro_sig.diagnostics._arguments import check_count
+
+
+def check_generator(generator: object) -> None:
+    check_instance(
+        "generator", generator, (torch.Generator, type(None)), "a torch.Generator or None"
+    )
 
 
 def own_stream(name: str, seed: int) -> torch.Generator:
@@ -23,7 +29,7 @@ def own_stream(name: str, seed: int) -> torch.Generator:
     :param name: what the stream is for.
     :param seed: of the stream, at least 0.
     """
-    check_count("seed", seed, least=0)
+    check_integer("seed", seed, 0)
     state = np.random.SeedSequence([zlib.crc32(name.encode()), seed]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 
@@ -33,9 +39,9 @@ def random_state(seed: int | None) -> Iterator[None]:
     if seed is None:
         yield
         return
-    check_count("seed", seed, least=0)
+    check_integer("seed", seed, 0)
     if seed >= 2**32:  # numpy takes no larger one
-        raise ValueError(f"`seed` must be less than 2**32, but was {seed}.")
+        raise refusal("seed", "less than 2**32", seed)
     with preserved_random_state():
         pyro.set_rng_seed(seed)
         yield

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_sig.diagnostics._arguments import check_count, check_share, describe
+from pyro_sig._arguments import check_integer, check_number, refusal
+from pyro_sig._progress import Progress
 from pyro_sig.diagnostics._samples import check_samples
 from pyro_sig.diagnostics._streams import own_stream
 from pyro_sig.diagnostics.permutation import TwoSampleTest
@@ -26,6 +27,7 @@ def c2st(
     *,
     held_out: float = 0.5,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> TwoSampleTest:
     r"""Tests whether a classifier can tell two samples apart.
 
@@ -50,6 +52,8 @@ def c2st(
         of :math:`10 D` units (200 at most), trained by Adam and stopped early.
     :param held_out: share of each sample that is held out, in (0, 1).
     :param seed: of the choice of rows and of the classifier; torch's global stream is left alone.
+    :param bool progress: show a bar over the passes of the default network; None does where someone
+        watches: on a terminal or in a notebook, not under CI. Another classifier has its own ways.
     :return: the accuracy and its p-value.
     :raises ValueError: if a shape does not fit, a sample is not finite or has less than two rows,
         ``held_out`` is not in (0, 1), or ``classifier`` is no classifier.
@@ -72,15 +76,12 @@ def c2st(
     from sklearn.neural_network import MLPClassifier
 
     x, y = check_samples(x, y, least=2)
-    held_out = check_share("held_out", held_out)
-    check_count("seed", seed, least=0)
+    held_out = check_number("held_out", held_out, above=0, below=1)
+    check_integer("seed", seed, 0)
     needed = ("fit", "predict", "get_params", "set_params")
     is_estimator = all(hasattr(classifier, name) for name in needed)
     if classifier is not None and (isinstance(classifier, type) or not is_estimator):
-        raise ValueError(
-            f"`classifier` must be a scikit-learn classifier or None, but was "
-            f"{describe(classifier)}."
-        )
+        raise refusal("classifier", "a scikit-learn classifier or None", classifier)
     count = min(len(x), len(y))
     num_test = min(max(1, round(held_out * count)), count - 1)
     num_train = count - num_test
@@ -100,10 +101,10 @@ def c2st(
     mean, spread = train.mean(0), train.std(0, correction=0)
     spread = torch.where(spread > 0, spread, 1.0)
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), Progress(progress, None, "c2st") as bar:
         if classifier is None:
             width = min(10 * x.shape[1], 200)
-            fitted = MLPClassifier(
+            fitted = _counting(MLPClassifier, bar)(
                 hidden_layer_sizes=(width, width),
                 max_iter=1000,
                 early_stopping=2 * num_train >= _EARLY_STOPPING_ROWS,
@@ -121,10 +122,22 @@ def c2st(
     if called.shape != test_labels.shape:
         raise ValueError(
             f"`classifier` must predict one label for each of {len(test)} rows, but those "
-            f"had shape {tuple(called.shape)}."
+            f"had shape {tuple(called.shape)}"
         )
     num_called_x = int((called == 1).sum())
     right = int(((called == 1) & (test_labels == 1)).sum())
     accuracy = (2 * right + num_test - num_called_x) / (2 * num_test)
     p_value = stats.hypergeom.sf(right - 1, 2 * num_test, num_test, num_called_x)
     return TwoSampleTest(accuracy, float(p_value))
+
+
+def _counting(network: type[Any], bar: Progress) -> type[Any]:
+    """A scikit-learn network that counts its passes through the data."""
+
+    class Counting(network):
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name == "n_iter_" and value:
+                bar.update()
+            super().__setattr__(name, value)
+
+    return Counting

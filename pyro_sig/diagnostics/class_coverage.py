@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_sig.diagnostics._arguments import check_count, check_tensor
+from pyro_sig._arguments import check_integer, check_tensor
 
 __all__ = ["ClassCoverage", "class_coverage"]
 
@@ -62,11 +62,11 @@ def class_coverage(classes: Tensor, num_classes: int) -> ClassCoverage:
         >>> class_coverage(torch.tensor([0, 0, 1, 2, 2, 1]), num_classes=4).covered
         3
     """
-    check_count("num_classes", num_classes, 1)
+    check_integer("num_classes", num_classes, 1)
     classes = check_tensor(
         "classes",
         classes,
-        "integers of shape [n] with n > 0",
+        "a dense tensor of integers, of shape [n] with n > 0",
         lambda x: x.dim() == 1 and len(x) > 0 and not x.is_floating_point(),
     )
     low, high = int(classes.min()), int(classes.max())

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_sig.diagnostics._arguments import as_tensor, check_names, describe, is_dense
+from pyro_sig._arguments import describe, is_dense
+from pyro_sig.diagnostics._containers import as_tensor, check_names
 from pyro_sig.diagnostics._given_draws import count_draws
 
 __all__ = ["draw_matrix"]
@@ -42,7 +43,7 @@ def draw_matrix(draws: Any, sites: Sequence[str] | None = None) -> Tensor:
     else:
         given = _posterior(draws)
     if not given:
-        raise ValueError("`draws` must hold draws of at least one site, but was empty")
+        raise ValueError("`draws` must hold draws of at least one site, was empty")
     found: dict[str, Tensor] = {}
     for name, value in given.items():
         if not is_dense(as_tensor(value)):
@@ -68,6 +69,6 @@ def _posterior(data: Any) -> dict[str, np.ndarray]:
     except (KeyError, TypeError, AttributeError, IndexError):
         raise ValueError(
             "`draws` must be a dict of tensors or arrays by site, or hold a posterior as "
-            f"to_inference_data returns it, was {type(data).__name__}"
+            f"to_inference_data returns it, was {describe(data)}"
         ) from None
     return {name: values.reshape(-1, *values.shape[2:]) for name, values in arrays.items()}

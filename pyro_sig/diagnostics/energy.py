@@ -53,6 +53,8 @@ def energy_test(
     y: Tensor,
     num_permutations: int = 999,
     generator: torch.Generator | None = None,
+    *,
+    progress: bool | None = None,
 ) -> TwoSampleTest:
     r"""Tests whether two samples have one law by permuting the energy distance.
 
@@ -69,6 +71,8 @@ def energy_test(
     :param num_permutations: the number :math:`B` of relabellings; the least p is
         :math:`1 / (1 + B)`.
     :param generator: source of the relabellings; torch's global one by default.
+    :param bool progress: show a bar; None does where someone watches: on a terminal or in a
+        notebook, not under CI.
     :return: the statistic and its p-value.
     :raises ValueError: if a shape does not fit, a sample is not finite, or
         ``num_permutations`` is less than 1.
@@ -85,4 +89,4 @@ def energy_test(
     """
     x, y = check_samples(x, y)
     with torch.no_grad():
-        return permute_quadratic_form(distances, x, y, num_permutations, generator)
+        return permute_quadratic_form(distances, x, y, num_permutations, generator, progress)

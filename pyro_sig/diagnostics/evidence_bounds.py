@@ -10,14 +10,16 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_sig.diagnostics._arguments import as_list, check_callable, check_flag, describe
+from pyro_sig._arguments import check_flag, check_integer, refusal
+from pyro_sig._functions import check_callable
+from pyro_sig._progress import Progress
+from pyro_sig.diagnostics._containers import as_list
 from pyro_sig.diagnostics._given_draws import Given, count_draws, tensors_of
 from pyro_sig.diagnostics._guide_parameters import own_parameters, refuse_foreign_parameters
 from pyro_sig.diagnostics._own_draws import OwnDraws, semi_implicit_of
 from pyro_sig.diagnostics._program_sites import Call, scored_sites
 from pyro_sig.diagnostics.guide_density import score_values
 from pyro_sig.diagnostics.importance import log_importance_weights
-from pyro_sig.distributions.components import check_positive
 
 __all__ = ["EvidenceBounds", "evidence_bounds"]
 
@@ -65,6 +67,7 @@ def evidence_bounds(
     posterior: Mapping[str, Tensor] | None = None,
     num_mixing: int = 1000,
     parallel: bool = False,
+    progress: bool | None = None,
     **kwargs: Any,
 ) -> EvidenceBounds:
     r"""Bounds the log evidence by K importance weights of a guide.
@@ -94,6 +97,8 @@ def evidence_bounds(
         loosen the bounds and leave them valid.
     :param bool parallel: run the programs once for many draws of the guide; they must broadcast
         under one more plate.
+    :param bool progress: show a bar; None does where someone watches: on a terminal or in a
+        notebook, not under CI.
     :param kwargs: keyword arguments of both programs.
     :return: both bounds with their standard errors, for every K.
     :raises ValueError: as :func:`log_importance_weights`; if a number is not positive; if the
@@ -125,23 +130,24 @@ def evidence_bounds(
     """
     sizes = as_list(num_importance)
     if sizes is None:
-        raise ValueError(
-            f"`num_importance` must be a sequence of numbers, was {describe(num_importance)}"
-        )
+        raise refusal("num_importance", "a sequence of numbers", num_importance)
     if not sizes:
         raise ValueError("`num_importance` must hold at least one number, was empty")
     for size in sizes:
-        check_positive("num_importance", size)
-    check_positive("num_samples", num_samples)
-    check_positive("num_mixing", num_mixing)
+        check_integer("num_importance", size, 1)
+    check_integer("num_samples", num_samples, 1)
+    check_integer("num_mixing", num_mixing, 1)
     check_callable("model", model)
     check_callable("guide", guide)
     check_flag("parallel", parallel)
     refuse_foreign_parameters(guide)
     options: dict[str, Any] = {"num_mixing": num_mixing, "parallel": parallel}
+    options["progress"] = progress
     posterior_weights = None
     if posterior is not None:
-        posterior_weights = weigh_draws(model, guide, Call(args, kwargs), posterior, num_mixing)
+        posterior_weights = weigh_draws(
+            model, guide, Call(args, kwargs), posterior, num_mixing, progress
+        )
     drawn = num_samples * max(sizes)
     log_weights = log_importance_weights(
         model, guide, *args, num_samples=drawn, **options, **kwargs
@@ -198,12 +204,14 @@ def weigh_draws(
     call: Call,
     posterior: Mapping[str, Tensor],
     num_mixing: int,
+    progress: bool | None = None,
 ) -> Tensor:
     """Log weights of given draws: the guide's semi-implicit sites meet fresh psi only."""
     posterior = tensors_of("posterior", posterior)
     count = count_draws("posterior", posterior)
     log_weights = []
-    with torch.no_grad(), poutine.block(), own_parameters(guide):
+    bar = Progress(progress, count, "posterior draws")
+    with bar, torch.no_grad(), poutine.block(), own_parameters(guide):
         for index in range(count):
             values = {name: value[index] for name, value in posterior.items()}
             trace = call.trace(Given("posterior", values)(model))
@@ -227,6 +235,7 @@ def weigh_draws(
                     f"{left[0]!r}: the guide has no density of it"
                 )
             log_weights.append(torch.as_tensor(log_p).double().cpu() - log_q.double().cpu())
+            bar.update()
     result = torch.stack(log_weights)
     if not result.isfinite().all():
         raise ValueError(

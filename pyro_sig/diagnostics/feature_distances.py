@@ -7,8 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_sig.diagnostics._arguments import check_count, check_generator
+from pyro_sig._arguments import check_integer
+from pyro_sig._progress import Progress
 from pyro_sig.diagnostics._samples import check_samples, row_blocks
+from pyro_sig.diagnostics._streams import check_generator
 
 __all__ = ["KernelDistance", "frechet_distance", "kernel_distance"]
 
@@ -85,6 +87,8 @@ def kernel_distance(
     num_subsets: int = 100,
     subset_size: int | None = None,
     generator: torch.Generator | None = None,
+    *,
+    progress: bool | None = None,
 ) -> KernelDistance:
     r"""Estimates the squared MMD with a cubic kernel, averaged over random subsets.
 
@@ -110,6 +114,8 @@ def kernel_distance(
     :param subset_size: rows :math:`s` that each takes from each sample, at least 2 and less than
         the smaller count; by default 1000, or half of the smaller count if that is less.
     :param generator: source of the subsets; torch's global one by default.
+    :param bool progress: show a bar; None does where someone watches: on a terminal or in a
+        notebook, not under CI.
     :return: mean, standard error, and standard deviation over the subsets.
     :raises ValueError: if a shape does not fit, a sample is not finite or has less than four
         rows, or a number is out of its range.
@@ -125,26 +131,24 @@ def kernel_distance(
         True
     """
     real, fake = check_samples(real, fake, ("real", "fake"), least=4)
-    check_count("num_subsets", num_subsets, least=2)
+    check_integer("num_subsets", num_subsets, 2)
     check_generator(generator)
     smaller = min(len(real), len(fake))
     if subset_size is None:
         subset_size = min(1000, smaller // 2)
-    check_count("subset_size", subset_size, least=2)
+    check_integer("subset_size", subset_size, 2)
     if subset_size >= smaller:
         raise ValueError(
             f"`subset_size` must be less than the rows of the smaller sample, {smaller}, "
-            f"but was {subset_size}."
+            f"was {subset_size}"
         )
-    with torch.no_grad():
-        estimates = torch.stack(
-            [
-                _cubic_mmd(
-                    _choose(real, subset_size, generator), _choose(fake, subset_size, generator)
-                )
-                for _ in range(num_subsets)
-            ]
-        )
+    found = []
+    with torch.no_grad(), Progress(progress, num_subsets, "subsets") as bar:
+        for _ in range(num_subsets):
+            subsets = (_choose(sample, subset_size, generator) for sample in (real, fake))
+            found.append(_cubic_mmd(*subsets))
+            bar.update()
+        estimates = torch.stack(found)
         std = float(estimates.std())
         factor = subset_size / (smaller - subset_size) + 1 / num_subsets
         return KernelDistance(float(estimates.mean()), std * factor**0.5, std)

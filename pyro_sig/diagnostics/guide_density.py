@@ -12,7 +12,8 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_sig.diagnostics._arguments import check_callable, check_mapping
+from pyro_sig._functions import check_callable
+from pyro_sig.diagnostics._containers import check_mapping
 from pyro_sig.diagnostics._given_draws import Given, tensors_of
 
 __all__ = ["guide_log_prob"]
@@ -75,7 +76,7 @@ def score_values(
             )
     scored = mapped | (set(values) & set(trace.nodes))
     if not scored:
-        raise ValueError(f"`guide` must draw one of {list(values)} at least, but drew none.")
+        raise ValueError(f"`guide` must draw one of {list(values)} at least, drew none")
     try:
         return torch.as_tensor(trace.log_prob_sum()), scored
     except ValueError as error:  # under validation

@@ -10,12 +10,13 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_sig.diagnostics._arguments import check_callable, check_flag
+from pyro_sig._arguments import check_flag, check_integer
+from pyro_sig._functions import check_callable
+from pyro_sig._progress import Progress
 from pyro_sig.diagnostics._guide_parameters import own_parameters, refuse_foreign_parameters
 from pyro_sig.diagnostics._own_draws import OwnDraws
 from pyro_sig.diagnostics._program_draws import Runner
 from pyro_sig.diagnostics._program_sites import Call, Sites, describe_sites
-from pyro_sig.distributions.components import check_positive
 
 __all__ = ["log_importance_weights"]
 
@@ -30,6 +31,7 @@ def log_importance_weights(
     num_samples: int = 1000,
     num_mixing: int | None = None,
     parallel: bool = False,
+    progress: bool | None = None,
     **kwargs: Any,  # noqa: ANN401
 ) -> Tensor:
     r"""Draws from the guide and weighs each draw by the joint density of all its rows.
@@ -50,6 +52,8 @@ def log_importance_weights(
         by default the sites are left as they are.
     :param bool parallel: run the programs once for many draws, in an outermost plate; they must
         broadcast under it.
+    :param bool progress: show a bar; None does where someone watches: on a terminal or in a
+        notebook, not under CI.
     :param kwargs: keyword arguments of both programs.
     :return: a tensor of shape ``[S]``, in double precision; minus infinity where the model rules
         a draw out.
@@ -74,14 +78,15 @@ def log_importance_weights(
     check_callable("model", model)
     check_callable("guide", guide)
     check_flag("parallel", parallel)
-    check_positive("num_samples", num_samples)
+    check_integer("num_samples", num_samples, 1)
     if num_mixing is not None:
-        check_positive("num_mixing", num_mixing)
+        check_integer("num_mixing", num_mixing, 1)
     refuse_foreign_parameters(guide)
     call = Call(args, kwargs)
     messenger = nullcontext() if num_mixing is None else OwnDraws(num_mixing)
     parts = []
-    with torch.no_grad(), poutine.block(), own_parameters(guide), messenger as own:
+    bar = Progress(progress, 2 * num_samples, "weights")  # a run of either program for each
+    with bar, torch.no_grad(), poutine.block(), own_parameters(guide), messenger as own:
         sites = describe_sites(model, guide, call, {}, score=True)
         _check_weighable(sites, parallel)
         size = num_samples
@@ -89,7 +94,8 @@ def log_importance_weights(
             size = max(1, _PSI_IN_A_RUN // num_mixing)
         latents = [name for name in sites.latent if name in sites.guided]
         for start in range(0, num_samples, size):
-            runner = Runner(sites, call, min(size, num_samples - start), parallel, allow_zero=True)
+            count = min(size, num_samples - start)
+            runner = Runner(sites, call, count, parallel, allow_zero=True, bar=bar)
             draws, log_q = runner.guide(guide, latents, score=True)
             found = runner.model(model, draws, [], score=True, pointwise=[], source="guide")
             log_p = found.log_joint
@@ -104,7 +110,7 @@ def log_importance_weights(
 
 def _check_weighable(sites: Sites, parallel: bool) -> None:
     if not sites.values:
-        raise ValueError("`model` must have a latent or an observed site, but had none")
+        raise ValueError("`model` must have a latent or an observed site, had none")
     if sites.foreign:
         raise ValueError(
             f"`guide` must draw latents of `model` or auxiliary sites only, or its density counts "
@@ -123,7 +129,7 @@ def _check_weighable(sites: Sites, parallel: bool) -> None:
         name, plate = next(iter(sites.subsampled.items()))
         raise ValueError(
             f"`model` must not subsample, or its weights differ by the choice of rows; was "
-            f"subsampled at {name!r} by the plate {plate!r}"
+            f"subsampled at {name!r} by the plate {plate!r}; give it no subsample_size here"
         )
     if parallel:
         sites.check_parallel()

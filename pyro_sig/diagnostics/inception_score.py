@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_sig.diagnostics._arguments import check_count, check_tensor
+from pyro_sig._arguments import check_integer, check_tensor
 
 __all__ = ["InceptionScore", "inception_score"]
 
@@ -66,23 +66,23 @@ def inception_score(probabilities: Tensor, num_splits: int = 10) -> InceptionSco
         "a floating tensor of shape [N, C] and not empty",
         lambda p: p.dim() == 2 and 0 not in p.shape and p.is_floating_point(),
     )
-    check_count("num_splits", num_splits)
+    check_integer("num_splits", num_splits, 1)
     if num_splits > len(probabilities):
         raise ValueError(
             f"`num_splits` must be at most the number of rows, {len(probabilities)}, "
-            f"but was {num_splits}."
+            f"was {num_splits}"
         )
     with torch.no_grad():
         rows = probabilities.double()
         if not bool((torch.isfinite(rows) & (rows >= 0)).all()):
             raise ValueError(
-                "`probabilities` must be finite and not negative, but has other entries."
+                "`probabilities` must be finite and not negative, but has other entries"
             )
         # What a softmax in half precision leaves.
         error = float((rows.sum(-1) - 1).abs().max())
         if error > 1e-2:
             raise ValueError(
-                f"`probabilities` must have rows that sum to 1, but one is off by {error:.3g}."
+                f"`probabilities` must have rows that sum to 1, but one is off by {error:.3g}"
             )
         rows = rows / rows.sum(-1, keepdim=True)
         scores = torch.stack(

@@ -10,14 +10,9 @@ import numpy as np
 import torch
 from pyro import poutine
 
-from pyro_sig.diagnostics._arguments import (
-    check_callable,
-    check_count,
-    check_flag,
-    describe,
-    is_flag,
-    is_program,
-)
+from pyro_sig._arguments import check_flag, check_integer, describe, is_flag, refusal
+from pyro_sig._functions import check_callable, is_function
+from pyro_sig._progress import Progress
 from pyro_sig.diagnostics._arviz_labels import (
     check_labels,
     export,
@@ -52,6 +47,7 @@ def to_inference_data(
     coords: Mapping[str, Sequence[Any]] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     attrs: Mapping[str, Any] | None = None,
+    progress: bool | None = None,
     **kwargs: Any,
 ) -> Any:
     r"""Draws from a model and its guide and labels the draws for ArviZ.
@@ -122,6 +118,8 @@ def to_inference_data(
     :param coords: coordinate values of dimensions, by dimension name.
     :param dims: names of dimensions by site: all of them, or those that no plate names.
     :param attrs: further attributes for every group, beside the versions and the seed.
+    :param bool progress: show a bar; None does where someone watches: on a terminal or in a
+        notebook, not under CI.
     :param kwargs: keyword arguments of ``model`` and ``guide``.
     :return: an ``arviz.InferenceData``, or from ArviZ 1.0 an ``xarray.DataTree``.
     :raises ValueError: if ``num_samples`` is less than 1, if ``model`` or ``guide`` is not
@@ -155,7 +153,8 @@ def to_inference_data(
     coords, dims, attrs = check_labels(coords, dims, attrs)
     call = Call(args, kwargs)
     groups: dict[str, dict[str, np.ndarray]] = {}
-    with random_state(seed), torch.no_grad(), poutine.block():
+    bar = Progress(progress, None, "draws")
+    with bar, random_state(seed), torch.no_grad(), poutine.block():
         given = [] if posterior is None else split_chains(model, call, "posterior", posterior)
         with parameters_of(guides, 0):
             sites = describe_sites(
@@ -176,14 +175,14 @@ def to_inference_data(
         chains, log_q = [], []
         for index in range(max(len(guides), len(given))):
             if guides:
-                runner = Runner(sites, call, num_samples, parallel)
+                runner = Runner(sites, call, num_samples, parallel, bar=bar)
                 with parameters_of(guides, index):
                     draws, log_prob = runner.guide(guides[index], inferred, with_log_q)
                 given.append(draws)
                 log_q.append({"log_q": log_prob})
             else:
                 num_draws = len(next(iter(given[index].values())))
-                runner = Runner(sites, call, num_draws, parallel)
+                runner = Runner(sites, call, num_draws, parallel, bar=bar)
             chains.append(
                 runner.model(
                     model,
@@ -208,7 +207,7 @@ def to_inference_data(
             groups["sample_stats"] = stats
         if inferred or not chains:
             latent = sites.latent + (sites.deterministic if sites.latent else [])
-            runner = Runner(sites, call, num_samples, parallel)
+            runner = Runner(sites, call, num_samples, parallel, bar=bar)
             try:
                 prior = stack_chains([runner.release(model, {}, latent + sites.observed)])
             except NotImplementedError:  # an improper prior
@@ -317,7 +316,7 @@ def draws_to_inference_data(
         if len(set(leads.values())) > 1 or len(lead) < num_lead or 0 in lead:
             raise ValueError(
                 f"`{group}` must hold entries of shape [{'chains, ' * grouped}draws, ...] with the "
-                f"same number of draws, at least 1, but the leading shapes were {leads}."
+                f"same number of draws, at least 1, but the leading shapes were {leads}"
             )
         if not grouped:
             arrays[group] = {name: array[np.newaxis] for name, array in arrays[group].items()}
@@ -327,14 +326,14 @@ def draws_to_inference_data(
         if counts[group] != counts.get("posterior", counts[group]):
             raise ValueError(
                 f"`{group}` must hold one entry for each draw of `posterior`, whose leading shape "
-                f"is {counts['posterior']}, but its own was {counts[group]}."
+                f"is {counts['posterior']}, but its own was {counts[group]}"
             )
         for name, array in arrays[group].items():
             num_bad = int((~np.isfinite(array)).sum())
             if num_bad:
                 raise ValueError(
                     f"`{group}` must be finite, but {name!r} was infinite or NaN in {num_bad} of "
-                    f"{array.size} entries."
+                    f"{array.size} entries"
                 )
     return export(arrays, coords=coords, dims=dims, attrs=attrs)
 
@@ -349,39 +348,35 @@ def _check_arguments(
     posterior: Draws | None,
     log_likelihood: bool | None,
 ) -> list[Callable[..., Any]]:
-    check_count("num_samples", num_samples)
+    check_integer("num_samples", num_samples, 1)
     check_callable("model", model)
     if guide is None:
         guides = []
     elif isinstance(guide, (list, tuple)):
         guides = list(guide)
-        if not guides or not all(is_program(one) for one in guides):
+        if not guides or not all(is_function(one) for one in guides):
             raise ValueError(
-                "`guide` must hold at least one callable where it is a sequence, but held "
-                f"{[describe(one) for one in guides]}."
+                "`guide` must hold at least one callable where it is a sequence, held "
+                f"{describe(guides)}"
             )
         if len({id(one) for one in guides}) < len(guides):
             raise ValueError(
-                "`guide` must hold independently trained guides, but held one of them twice."
+                "`guide` must hold independently trained guides, held one of them twice"
             )
-    elif not is_program(guide):
-        raise ValueError(
-            f"`guide` must be callable or None, but was {describe(guide)}: "
-            "the program's own arguments come after the guide."
-        )
+    elif not is_function(guide):
+        must_be = "a function, a module or None, with the program's own arguments after it"
+        raise refusal("guide", must_be, guide)
     else:
         guides = [guide]
         refuse_foreign_parameters(guide)
     if posterior is not None:
         if guides:
-            raise ValueError("`posterior` must be None where a `guide` is given, but was not.")
+            raise ValueError("`posterior` must be None where a `guide` is given, was not")
         check_tensors("posterior", posterior)
         if not posterior:
-            raise ValueError("`posterior` must hold draws of the latents, but was empty.")
+            raise ValueError("`posterior` must hold draws of the latents, was empty")
     if not (log_likelihood is None or is_flag(log_likelihood)):
-        raise ValueError(
-            f"`log_likelihood` must be True, False or None, but was {describe(log_likelihood)}."
-        )
+        raise refusal("log_likelihood", "True, False or None", log_likelihood)
     return guides
 
 
@@ -408,7 +403,7 @@ def _pointwise_sites(sites: Sites, log_likelihood: bool | None) -> list[str]:
             if name in sites.subsampled:
                 missing = missing or f"the site {name!r} is inside a plate that subsamples"
     if log_likelihood and missing:
-        raise ValueError(f"`log_likelihood` must be None or False where {missing}, but was True.")
+        raise ValueError(f"`log_likelihood` must be None or False where {missing}, was True")
     return found
 
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_sig.diagnostics._arguments import check_flag, check_tensor
+from pyro_sig._arguments import check_integer, check_tensor
+from pyro_sig._progress import Progress
 from pyro_sig.diagnostics.importance import log_importance_weights
 from pyro_sig.diagnostics.pareto import k_hat_verdict, pareto_k_hat
-from pyro_sig.distributions.components import check_positive
 
 __all__ = ["KHat", "effective_share", "k_hat"]
 
@@ -56,7 +56,7 @@ def k_hat(
     num_repeats: int = 5,
     num_mixing: int = 1000,
     parallel: bool = False,
-    progress: bool = True,
+    progress: bool | None = None,
     **kwargs: Any,
 ) -> KHat:
     r"""Judges a guide by the Pareto tail of its importance weights.
@@ -81,7 +81,8 @@ def k_hat(
     :param int num_mixing: number of fresh psi at semi-implicit sites.
     :param bool parallel: run the programs once for many draws; they must broadcast under one more
         plate.
-    :param bool progress: show a bar on the standard error.
+    :param bool progress: show a bar; None does where someone watches: on a terminal or in a
+        notebook, not under CI.
     :param kwargs: keyword arguments of both programs.
     :return: the median, every repeat, and the effective share of draws.
     :raises ValueError: as :func:`log_importance_weights` and :func:`pareto_k_hat`, or for
@@ -102,27 +103,24 @@ def k_hat(
         >>> k_hat(model, guide, parallel=True, progress=False).verdict
         'do not trust expectations, weighted or not'
     """
-    check_positive("num_repeats", num_repeats)
-    check_positive("num_samples", num_samples)
-    check_flag("progress", progress)
-    if num_samples < 50:
-        raise ValueError(f"`num_samples` must be at least 50, to have a tail; was {num_samples}")
-
-    from tqdm.auto import tqdm
+    check_integer("num_repeats", num_repeats, 1)
+    check_integer("num_samples", num_samples, 50)  # to have a tail
 
     repeats = []
-    for _ in tqdm(range(num_repeats), desc="k-hat", disable=not progress):
-        repeats.append(
-            log_importance_weights(
-                model,
-                guide,
-                *args,
-                num_samples=num_samples,
-                num_mixing=num_mixing,
-                parallel=parallel,
-                **kwargs,
+    with Progress(progress, num_repeats, "k-hat") as bar:
+        for _ in range(num_repeats):
+            repeats.append(
+                log_importance_weights(
+                    model,
+                    guide,
+                    *args,
+                    num_samples=num_samples,
+                    num_mixing=num_mixing,
+                    parallel=parallel,
+                    **kwargs,
+                )
             )
-        )
+            bar.update()
     return summarise_weights(torch.stack(repeats))
 
 
@@ -153,14 +151,14 @@ def effective_share(log_weights: Tensor) -> float:
     log_weights = check_tensor(
         "log_weights",
         log_weights,
-        "of shape [S] and not empty",
+        "a dense tensor of shape [S] and not empty",
         lambda w: w.dim() == 1 and len(w) > 0,
     )
     largest = float(log_weights.max())
     if not math.isfinite(largest):
         raise ValueError(
             "`log_weights` must be finite in some entry, and neither NaN nor plus infinity in any, "
-            f"but their maximum was {largest}."
+            f"but their maximum was {largest}"
         )
     log_weights = log_weights.double()
     log_size = 2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)

@@ -9,13 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_sig.diagnostics._arguments import (
-    as_tensor,
-    check_choice,
-    check_number,
-    describe,
-    is_dense,
-)
+from pyro_sig._arguments import check_choice, check_number, is_dense, refusal
+from pyro_sig.diagnostics._containers import as_tensor
 from pyro_sig.diagnostics._samples import (
     check_samples,
     discrepancy,
@@ -94,6 +89,7 @@ def mmd_test(
     *,
     kernel: str = "rbf",
     bandwidth: float | Sequence[float] | None = None,
+    progress: bool | None = None,
 ) -> TwoSampleTest:
     r"""Tests whether two samples have one law by permuting the maximum mean discrepancy.
 
@@ -112,6 +108,8 @@ def mmd_test(
     :param generator: source of the relabellings; torch's global one by default.
     :param kernel: as in :func:`mmd`.
     :param bandwidth: as in :func:`mmd`.
+    :param bool progress: show a bar; None does where someone watches: on a terminal or in a
+        notebook, not under CI.
     :return: the statistic (the square) and its p-value.
     :raises ValueError: as in :func:`mmd`, or if ``num_permutations`` is less than 1.
 
@@ -128,7 +126,12 @@ def mmd_test(
     with torch.no_grad():
         pairwise = _kernel(kernel, _bandwidths(bandwidth, x, y))
         return permute_quadratic_form(
-            lambda rows, columns: -pairwise(rows, columns), x, y, num_permutations, generator
+            lambda rows, columns: -pairwise(rows, columns),
+            x,
+            y,
+            num_permutations,
+            generator,
+            progress,
         )
 
 
@@ -141,10 +144,10 @@ def _bandwidths(bandwidth: float | Sequence[float] | None, x: Tensor, y: Tensor)
         several = several.reshape(-1).tolist() if several.dim() < 2 else None
     if isinstance(several, Real):
         several = [several]
-    wanted = "a positive number or a sequence of them"
+    must_be = "a positive number or a sequence of them"
     if not isinstance(several, Sequence) or isinstance(several, (str, bytes)) or not several:
-        raise ValueError(f"`bandwidth` must be {wanted}, but was {describe(bandwidth)}.")
-    return [check_number("bandwidth", h, wanted, lambda number: number > 0) for h in several]
+        raise refusal("bandwidth", must_be, bandwidth)
+    return [check_number("bandwidth", h, must_be, above=0) for h in several]
 
 
 def _kernel(kernel: str, bandwidths: list[float]) -> Callable[[Tensor, Tensor], Tensor]:

@@ -7,12 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_sig.diagnostics._arguments import (
-    check_finite,
-    check_number,
-    check_positive_number,
-    check_tensor,
-)
+from pyro_sig._arguments import check_finite, check_number, check_tensor
+from pyro_sig.diagnostics._containers import as_tensor
 from pyro_sig.diagnostics._samples import check_samples, distances
 
 __all__ = ["ModeCoverage", "mode_coverage"]
@@ -92,12 +88,12 @@ def mode_coverage(
         ModeCoverage(captured=1 of 2, high_quality=1.0000, kl=0.7043)
     """
     samples, modes = (x.detach() for x in check_samples(samples, modes, ("samples", "modes")))
-    std, num_std = check_positive_number("std", std), check_positive_number("num_std", num_std)
+    std, num_std = check_number("std", std, above=0), check_number("num_std", num_std, above=0)
     num_samples, num_modes = len(samples), len(modes)
     if min_count is None:
         min_count = num_samples * min(0.02, 0.5 / num_modes)
     else:
-        min_count = check_number("min_count", min_count, "zero or positive", lambda x: x >= 0)
+        min_count = check_number("min_count", min_count, least=0)
 
     counts = _high_quality_counts(samples, modes, num_std * std)
     # Double: a count above 2^24 has no exact float.
@@ -126,12 +122,14 @@ def _check_weights(weights: Tensor | None, num_modes: int) -> Tensor:
         return torch.full((num_modes,), 1 / num_modes, dtype=torch.double)
     if isinstance(weights, (list, tuple)) and all(isinstance(w, (int, float)) for w in weights):
         weights = torch.tensor(weights, dtype=torch.double)
-    wanted = f"of shape ({num_modes},), one for each mode"
-    weights = check_tensor("weights", weights, wanted, lambda w: w.shape == (num_modes,), True)
+    must_be = f"of shape ({num_modes},), one for each mode"
+    weights = check_tensor(
+        "weights", as_tensor(weights), must_be, lambda w: w.shape == (num_modes,)
+    )
     weights = weights.detach().to(device="cpu", dtype=torch.double)
     check_finite("weights", weights)
     if not bool((weights > 0).all()):
-        raise ValueError(f"`weights` must be positive and finite, but was {weights.tolist()}.")
+        raise ValueError("`weights` must be positive and finite, was not in some entries")
     return weights / weights.sum()
 
 

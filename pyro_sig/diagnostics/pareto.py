@@ -8,7 +8,7 @@ import torch
 from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
-from pyro_sig.diagnostics._arguments import check_tensor
+from pyro_sig._arguments import check_tensor
 
 __all__ = ["k_hat_verdict", "pareto_k_hat"]
 
@@ -47,7 +47,7 @@ def pareto_k_hat(log_weights: Tensor) -> float:
     log_weights = check_tensor(
         "log_weights",
         log_weights,
-        "of shape [S] with at least 50 draws",
+        "a dense tensor of shape [S] with at least 50 draws",
         lambda w: w.dim() == 1 and len(w) >= 50,
     )
     if log_weights.isnan().any() or (log_weights == math.inf).any():

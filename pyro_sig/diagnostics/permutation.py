@@ -17,8 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_sig.diagnostics._arguments import check_count, check_generator
+from pyro_sig._arguments import check_integer
+from pyro_sig._progress import Progress
 from pyro_sig.diagnostics._samples import row_blocks
+from pyro_sig.diagnostics._streams import check_generator
 
 __all__ = ["TwoSampleTest"]
 
@@ -53,7 +55,7 @@ def relabellings(
     The first is the labelling as given. Truth values, because B vectors over the pooled sample
     are the largest thing that a test holds.
     """
-    check_count("num_permutations", num_permutations)
+    check_integer("num_permutations", num_permutations, 1)
     check_generator(generator)
     num_rows = num_x + num_y
     source = device if generator is None else generator.device
@@ -82,6 +84,7 @@ def permute_quadratic_form(
     y: Tensor,
     num_permutations: int,
     generator: torch.Generator | None,
+    progress: bool | None,
 ) -> TwoSampleTest:
     """Permutes the statistic -s^T D s of the module's docstring.
 
@@ -93,18 +96,20 @@ def permute_quadratic_form(
     labels = relabellings(len(x), len(y), num_permutations, generator, pooled.device)
     statistics = torch.zeros(len(labels), dtype=torch.double, device=pooled.device)
     largest = 0.0
-    for rows in row_blocks(num_rows, num_rows, _CHUNK_ELEMENTS):
-        # Double: under the null the statistics are small differences of large sums, and their
-        # order decides p.
-        block = pairwise(pooled[rows], pooled[rows.start :]).double()
-        largest = max(largest, float(block.abs().max()))
-        count = len(block)
-        block[:, count:] *= 2  # for the triangle that is left out
-        for some, total in zip(
-            labels[:, rows.start :].split(max(1, _CHUNK_ELEMENTS // num_rows)),
-            statistics.split(max(1, _CHUNK_ELEMENTS // num_rows)),
-            strict=True,
-        ):
-            s = some.double().mul_(1 / len(x) + 1 / len(y)).sub_(1 / len(y))
-            total -= ((s @ block.mT) * s[:, :count]).sum(-1)
+    with Progress(progress, num_rows, "permutations") as bar:
+        for rows in row_blocks(num_rows, num_rows, _CHUNK_ELEMENTS):
+            # Double: under the null the statistics are small differences of large sums, and their
+            # order decides p.
+            block = pairwise(pooled[rows], pooled[rows.start :]).double()
+            largest = max(largest, float(block.abs().max()))
+            count = len(block)
+            block[:, count:] *= 2  # for the triangle that is left out
+            for some, total in zip(
+                labels[:, rows.start :].split(max(1, _CHUNK_ELEMENTS // num_rows)),
+                statistics.split(max(1, _CHUNK_ELEMENTS // num_rows)),
+                strict=True,
+            ):
+                s = some.double().mul_(1 / len(x) + 1 / len(y)).sub_(1 / len(y))
+                total -= ((s @ block.mT) * s[:, :count]).sum(-1)
+            bar.update(count)
     return rank(statistics, 64 * torch.finfo(torch.double).eps * largest)

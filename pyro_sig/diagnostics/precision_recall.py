@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_sig.diagnostics._arguments import check_count
+from pyro_sig._arguments import check_integer
 from pyro_sig.diagnostics._samples import check_samples, distances, row_blocks
 
 __all__ = ["PrecisionRecall", "precision_recall_density_coverage"]
@@ -81,11 +81,11 @@ def precision_recall_density_coverage(
         PrecisionRecall(precision=1.0, recall=0.5, density=1.5, coverage=0.5)
     """
     real, fake = check_samples(real, fake, ("real", "fake"), least=2)
-    check_count("num_neighbors", num_neighbors)
+    check_integer("num_neighbors", num_neighbors, 1)
     if num_neighbors >= min(len(real), len(fake)):
         raise ValueError(
             f"`num_neighbors` must be less than the number of rows of `real`, {len(real)}, and of "
-            f"`fake`, {len(fake)}, but was {num_neighbors}."
+            f"`fake`, {len(fake)}, was {num_neighbors}"
         )
     with torch.no_grad():
         if real.shape[1] > _EXACT_COLUMNS:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pyro_sig.diagnostics._arguments import check_flag, describe
+from pyro_sig._arguments import check_flag, check_instance, check_integer, refusal
+from pyro_sig._progress import Progress
 from pyro_sig.diagnostics._given_draws import Draws
 from pyro_sig.diagnostics._program_sites import Call
 from pyro_sig.diagnostics._report_checks import (
@@ -31,7 +32,6 @@ from pyro_sig.diagnostics.evidence_bounds import EvidenceBounds
 from pyro_sig.diagnostics.inference_data import to_inference_data
 from pyro_sig.diagnostics.k_hat import KHat
 from pyro_sig.diagnostics.sbc import SBC
-from pyro_sig.distributions.components import check_positive
 
 __all__ = ["Report", "ReportLine", "report"]
 
@@ -143,6 +143,7 @@ def report(
     seed: int | None = None,
     path: str | os.PathLike[str] | None = None,
     quiet: bool = False,
+    progress: bool | None = None,
     **kwargs: Any,
 ) -> Report:
     r"""Runs every diagnostic that applies to a fit; prints a verdict on each, and saves a page.
@@ -188,6 +189,8 @@ def report(
         draws consume them.
     :param path: where to save the page, for example ``"report.png"``.
     :param quiet: do not print the table.
+    :param progress: show bars; None does where someone watches: on a terminal or in a notebook, not
+        under CI.
     :param kwargs: keyword arguments of ``model`` and ``guide``.
     :return: the table, with the results behind it.
     :raises ValueError: as :func:`to_inference_data`; if there is neither a guide nor a posterior;
@@ -220,7 +223,8 @@ def report(
     if path is not None:
         _check_path(path)
     call = Call(args, kwargs)
-    with random_state(seed), _without_known_warnings():
+    bar = Progress(progress, 9, "report")  # the lines, and the draws
+    with bar, random_state(seed), _without_known_warnings():
         # What it refuses without scores is an error of the caller.
         options: dict[str, Any] = {"num_samples": num_samples, "parallel": parallel}
         options |= {"posterior": posterior, "attrs": {} if seed is None else {"seed": seed}}
@@ -234,6 +238,7 @@ def report(
                 data = to_inference_data(model, guide, *args, **options, **kwargs)
             except ValueError:
                 raise error from None
+        bar.update()
         guides = _as_list(guide)
         fit = ReportedFit(model, guides, call, parallel, data, unscored, posterior)
         trusted = {} if reference is None else fit.split(reference)
@@ -245,16 +250,19 @@ def report(
             weighed.lines = [
                 ReportLine(n, "not run", "none", reason) for n in ("evidence", "k-hat")
             ]
-        lines = [
-            *weighed.lines,
-            run_check("chains", check_chains, data, len(guides), fit.entries("posterior")),
-            run_check("LOO", fit.check_loo),
-            run_check("predictive", fit.check_predictive),
-            run_check("PIT", fit.check_pit),
-            run_check("prior", fit.check_prior),
-            run_check("reference", fit.check_reference, trusted),
-            run_check("SBC", check_calibration, sbc),
-        ]
+        lines = list(weighed.lines)
+        for name, check, *given in (
+            ("chains", check_chains, data, len(guides), fit.entries("posterior")),
+            ("LOO", fit.check_loo),
+            ("predictive", fit.check_predictive),
+            ("PIT", fit.check_pit),
+            ("prior", fit.check_prior),
+            ("reference", fit.check_reference, trusted),
+            ("SBC", check_calibration, sbc),
+        ):
+            bar.update()
+            lines.append(run_check(name, check, *given))
+        bar.update()
     found = Report(
         lines,
         data,
@@ -296,15 +304,12 @@ def _check_arguments(
     num_mixing: int,
 ) -> None:
     if guide is None and posterior is None:
-        raise ValueError("`guide` must be given where `posterior` is not, but both were None.")
-    check_positive("num_samples", num_samples)
-    if num_samples < _LEAST_SAMPLES:
-        raise ValueError(f"`num_samples` must be at least {_LEAST_SAMPLES}, but was {num_samples}.")
-    check_positive("num_mixing", num_mixing)
+        raise ValueError("`guide` must be given where `posterior` is not, but both were None")
+    check_integer("num_samples", num_samples, _LEAST_SAMPLES)
+    check_integer("num_mixing", num_mixing, 1)
     if exact and reference is None:
-        raise ValueError("`exact` must be False where `reference` is None, but was True.")
-    if sbc is not None and not isinstance(sbc, SBC):
-        raise ValueError(f"`sbc` must be an SBC or None, but was {type(sbc).__name__}.")
+        raise ValueError("`exact` must be False where `reference` is None, was True")
+    check_instance("sbc", sbc, (SBC, type(None)), "what sbc(...) returns, or None")
 
 
 def _check_path(path: Any) -> None:
@@ -313,12 +318,12 @@ def _check_path(path: Any) -> None:
 
     name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     if not isinstance(name, str) or not name or Path(name).is_dir():
-        raise ValueError(f"`path` must be the name of a file, but was {describe(path)}.")
+        raise refusal("path", "the name of a file", path)
     if not Path(name).absolute().parent.is_dir():
-        raise ValueError(f"`path` must be in a folder that exists, but was {name!r}.")
+        raise refusal("path", "in a folder that exists: make it first", name)
     suffix, known = Path(name).suffix[1:].lower(), FigureCanvasBase.get_supported_filetypes()
     if suffix and suffix not in known:
-        raise ValueError(f"`path` must end in one of {sorted(known)}, but was {name!r}.")
+        raise ValueError(f"`path` must end in one of {sorted(known)}, was {name!r}")
 
 
 @contextmanager

@@ -14,24 +14,23 @@ from pyro.distributions import Unit
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_sig._release import Release
-from pyro_sig.diagnostics._arguments import (
-    as_tensor,
-    check_callable,
-    check_flag,
-    check_generator,
-    check_mapping,
-    check_share,
+from pyro_sig._arguments import (
+    check_integer,
+    check_number,
     check_tensor,
     describe,
     is_dense,
+    refusal,
 )
+from pyro_sig._functions import check_callable
+from pyro_sig._progress import Progress
+from pyro_sig._release import Release
+from pyro_sig.diagnostics._containers import as_tensor, check_mapping
 from pyro_sig.diagnostics._given_draws import Given, tensors_of
 from pyro_sig.diagnostics._program_sites import scored_sites
 from pyro_sig.diagnostics._rank_plot import plot_ranks, short_p_value
-from pyro_sig.diagnostics._streams import random_state
+from pyro_sig.diagnostics._streams import check_generator, random_state
 from pyro_sig.diagnostics.uniformity import check_ranks, uniformity_test
-from pyro_sig.distributions.components import check_positive
 
 __all__ = ["SBC", "log_likelihood_of", "sbc", "sbc_ranks"]
 
@@ -57,17 +56,14 @@ class SBC:
 
         :raises ValueError: if there are no ranks, or they are not integers from 0 to L.
         """
-        check_positive("num_draws", self.num_draws)
+        check_integer("num_draws", self.num_draws, 1)
         if not isinstance(self.ranks, Mapping) or not self.ranks:
-            raise ValueError(
-                "`ranks` must be a dict of tensors by name, not empty, "
-                f"but was {type(self.ranks).__name__} {self.ranks!r}."
-            )
+            raise refusal("ranks", "a dict of tensors by name, not empty", self.ranks)
         for name, ranks in self.ranks.items():
             check_ranks(f"ranks[{name!r}]", ranks, self.num_draws)
         lengths = {name: len(ranks) for name, ranks in self.ranks.items()}
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"`ranks` must have one number of rows, but these were {lengths}.")
+            raise ValueError(f"`ranks` must have one number of rows, but these were {lengths}")
 
     @property
     def num_simulations(self) -> int:
@@ -144,9 +140,9 @@ class SBC:
         :return: a matplotlib ``Figure``.
         :raises ValueError: if ``level`` is not between 0 and 1.
         """
-        level = check_share("level", level)
+        level = check_number("level", level, above=0, below=1)
         if columns is not None:
-            check_positive("columns", columns)
+            check_integer("columns", columns, 1)
         flat = {name: ranks.reshape(len(ranks), -1) for name, ranks in self.ranks.items()}
         return plot_ranks(
             flat,
@@ -169,7 +165,7 @@ def sbc(
     num_simulations: int = 200,
     quantities: Mapping[str, Quantity] | None = None,
     seed: int | None = None,
-    progress: bool = True,
+    progress: bool | None = None,
     **kwargs: Any,
 ) -> SBC:
     r"""Tests whether a posterior approximation is calibrated, on data that its model simulates.
@@ -200,7 +196,9 @@ def sbc(
         called once for every draw of every simulation.
     :param int seed: of everything that is drawn. If given, the global random states are left
         untouched; if not, the draws consume them.
-    :param bool progress: show a bar on the standard error.
+    :param bool progress: show a bar; None does where someone watches: on a terminal or in a
+        notebook, not under CI.
+        False is for bars of ``posterior`` too.
     :param kwargs: keyword arguments of the model.
     :return: the ranks with their tests.
     :raises ValueError: if the model has no latent or no observed site, a plate that subsamples, a
@@ -234,24 +232,21 @@ def sbc(
         quantity  entries        p  adjusted p
         z               1  ...
     """
-    check_positive("num_simulations", num_simulations)
+    check_integer("num_simulations", num_simulations, 1)
     check_callable("model", model)
-    check_callable("posterior", posterior, "callable")
-    check_flag("progress", progress)
+    check_callable("posterior", posterior)
     quantities = {} if quantities is None else quantities
     check_mapping("quantities", quantities, "functions")
     for name, quantity in quantities.items():
         if not callable(quantity):
             raise ValueError(
-                f"`quantities` must be functions, but {name!r} was {describe(quantity)}."
+                f"`quantities` must be functions, but {name!r} was {describe(quantity)}"
             )
-
-    from tqdm.auto import tqdm
 
     rows: list[dict[str, Tensor]] = []
     shapes: dict[str, torch.Size] = {}
     num_draws = 0
-    with random_state(seed), tqdm(total=num_simulations, desc="SBC", disable=not progress) as bar:
+    with random_state(seed), Progress(progress, num_simulations, "SBC") as bar:
         for simulation in range(num_simulations):
             truths, observations = _simulate(model, args, kwargs)
             if simulation == 0:
@@ -260,12 +255,12 @@ def sbc(
                     if name in shapes:
                         raise ValueError(
                             "`quantities` must have other names than the latents, "
-                            f"but {name!r} is one."
+                            f"but {name!r} is one"
                         )
             elif shapes != {name: value.shape for name, value in truths.items()}:
                 raise ValueError(
-                    "`model` must draw latents of the same names and shapes at every run, but drew "
-                    f"{_sizes(shapes)}, then {_sizes({n: v.shape for n, v in truths.items()})}."
+                    "`model` must draw latents of the same names and shapes at every run, drew "
+                    f"{_sizes(shapes)}, then {_sizes({n: v.shape for n, v in truths.items()})}"
                 )
             draws = posterior({name: value.clone() for name, value in observations.items()})
             draws = _check_draws(draws, truths, num_draws)
@@ -301,13 +296,13 @@ def sbc_ranks(truths: Tensor, draws: Tensor, generator: torch.Generator | None =
     """
     for name, values in (("truths", truths), ("draws", draws)):
         if check_tensor(name, values, "a tensor of real numbers").isnan().any():
-            raise ValueError(f"`{name}` must not be NaN, but was in some entries.")
+            raise ValueError(f"`{name}` must not be NaN, was in some entries")
     check_generator(generator)
     fits = truths.dim() >= 1 and draws.dim() == truths.dim() + 1 and draws.shape[1] >= 1
     if not fits or draws.shape[:1] + draws.shape[2:] != truths.shape:
         raise ValueError(
             f"`draws` must be of shape [N, L, *] for `truths` of shape [N, *], "
-            f"but they were {tuple(draws.shape)} and {tuple(truths.shape)}."
+            f"but they were {tuple(draws.shape)} and {tuple(truths.shape)}"
         )
     truths, draws = truths.detach().unsqueeze(1), draws.detach()
     below, ties = (draws < truths).sum(1), (draws == truths).sum(1)
@@ -364,12 +359,12 @@ def _check_conditioned(trace: Trace, observations: Values) -> None:
     if unknown or not observations:
         raise ValueError(
             "`observations` must hold values of observed sites of the model, at least one, held "
-            f"{list(observations)}."
+            f"{list(observations)}"
         )
     drawn = [name for name, site in sites.items() if not site["is_observed"]]
     if drawn:
         raise ValueError(
-            f"`latents` must hold a value of every latent of the model, but held none of {drawn}."
+            f"`latents` must hold a value of every latent of the model, held none of {drawn}"
         )
 
 
@@ -389,37 +384,37 @@ def _simulate(
             if frame.full_size is not None and frame.full_size != frame.size:
                 raise ValueError(
                     "`model` must not subsample, since data are simulated as a whole, but plate "
-                    f"{frame.name!r} had {frame.size} of {frame.full_size} rows."
+                    f"{frame.name!r} had {frame.size} of {frame.full_size} rows"
                 )
         fn = site["fn"]
         while hasattr(fn, "base_dist"):
             fn = fn.base_dist
         if isinstance(fn, Unit):
             raise ValueError(
-                f"`model` must not have factors, which no simulation obeys, but had {name!r}."
+                f"`model` must not have factors, which no simulation obeys, had {name!r}"
             )
         if poutine.util.site_is_subsample(site) or site["infer"].get("_deterministic"):
             continue
         values = observations if site["infer"].get("was_observed") else latents
         values[name] = site["value"].detach()
         if not bool(torch.isfinite(site["value"]).all()):
-            raise ValueError(f"`model` must draw finite values, but {name!r} was not finite.")
+            raise ValueError(f"`model` must draw finite values, but {name!r} was not finite")
     for kind, found in (("observed", observations), ("latent", latents)):
         if not found:
-            raise ValueError(f"`model` must have at least one {kind} site, but had none.")
+            raise ValueError(f"`model` must have at least one {kind} site, had none")
     return latents, observations
 
 
 def _check_draws(draws: Any, truths: Values, num_draws: int) -> Values:
     if not isinstance(draws, Mapping):
         raise ValueError(
-            f"`posterior` must return a dict of draws by site, but was {type(draws).__name__}."
+            f"`posterior` must return a dict of draws by site, returned {describe(draws)}"
         )
     missing = [name for name in truths if name not in draws]
     if missing:
         raise ValueError(
             f"`posterior` must return draws of all latents, but {missing} were not among "
-            f"{list(draws)}."
+            f"{list(draws)}"
         )
     checked = {}
     for name, truth in truths.items():
@@ -427,7 +422,7 @@ def _check_draws(draws: Any, truths: Values, num_draws: int) -> Values:
         if not is_dense(values):
             raise ValueError(
                 f"`posterior` must return draws that are tensors, but {name!r} was "
-                f"{describe(values)}."
+                f"{describe(values)}"
             )
         values = values.detach().to(truth.device)
         shape = tuple(truth.shape)
@@ -436,10 +431,10 @@ def _check_draws(draws: Any, truths: Values, num_draws: int) -> Values:
             wanted = ", ".join(["L", *map(str, shape)])
             raise ValueError(
                 f"`posterior` must return L draws of {name!r} at once, of shape [{wanted}], but "
-                f"these were {tuple(values.shape)}. `draws_from` makes them from a guide."
+                f"these were {tuple(values.shape)}. `draws_from` makes them from a guide"
             )
         if not bool(torch.isfinite(values).all()):
-            raise ValueError(f"`posterior` must return finite draws, but {name!r} was not finite.")
+            raise ValueError(f"`posterior` must return finite draws, but {name!r} was not finite")
         checked[name] = values.reshape(values.shape[:1] + shape)
     lengths = {name: len(values) for name, values in checked.items()}
     expected = num_draws or next(iter(lengths.values()))
@@ -447,7 +442,7 @@ def _check_draws(draws: Any, truths: Values, num_draws: int) -> Values:
         before = f", after {num_draws} at the call before" if num_draws else ""
         raise ValueError(
             "`posterior` must return the same number of draws of every latent at every call, at "
-            f"least 1, but these were {lengths}{before}."
+            f"least 1, but these were {lengths}{before}"
         )
     return checked
 
@@ -464,9 +459,9 @@ def _evaluate(
         if isinstance(value, Real):
             value = torch.as_tensor(value)
         if not is_dense(value) or value.numel() != 1:
-            raise ValueError(f"`quantities` must be scalars, but {name!r} was {describe(value)}.")
+            raise ValueError(f"`quantities` must be scalars, but {name!r} was {describe(value)}")
         if bool(value.isnan()):
-            raise ValueError(f"`quantities` must be scalars, but {name!r} was NaN.")
+            raise ValueError(f"`quantities` must be scalars, but {name!r} was NaN")
         results.append(value.detach().reshape(()))
     values = torch.stack(results)
     return values[0], values[1:]

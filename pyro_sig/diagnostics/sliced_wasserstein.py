@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_sig.diagnostics._arguments import check_count
+from pyro_sig._arguments import check_integer
+from pyro_sig._progress import Progress
 from pyro_sig.diagnostics._samples import check_samples
 from pyro_sig.diagnostics._streams import own_stream
 from pyro_sig.diagnostics.permutation import TwoSampleTest, rank, relabellings
@@ -73,6 +74,7 @@ def sliced_wasserstein_test(
     *,
     num_projections: int = 100,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> TwoSampleTest:
     r"""Tests whether two samples have one law by permuting the sliced Wasserstein distance.
 
@@ -92,6 +94,8 @@ def sliced_wasserstein_test(
     :param generator: source of the relabellings; torch's global one by default.
     :param num_projections: number of directions; in one dimension there is only one.
     :param seed: of the directions.
+    :param bool progress: show a bar; None does where someone watches: on a terminal or in a
+        notebook, not under CI.
     :return: the statistic (the distance) and its p-value.
     :raises ValueError: if a shape does not fit, a sample is not finite, or ``num_permutations``
         or ``num_projections`` is less than 1.
@@ -116,15 +120,17 @@ def sliced_wasserstein_test(
         levels = _Levels(x, y)
         squares = torch.zeros(len(labels), dtype=torch.double, device=pooled.device)
         rows = max(1, _CHUNK_ELEMENTS // len(pooled))
-        for direction in directions:
-            projected, order = (pooled @ direction).sort()
-            for some, total in zip(labels.split(rows), squares.split(rows), strict=True):
-                # The parts of a sorted sample are sorted.
-                of_x = some[:, order]
-                values = projected.expand(len(some), -1)
-                total += levels.squares(
-                    values[of_x].view(-1, len(x)), values[~of_x].view(-1, len(y))
-                )
+        with Progress(progress, len(directions), "directions") as bar:
+            for direction in directions:
+                projected, order = (pooled @ direction).sort()
+                for some, total in zip(labels.split(rows), squares.split(rows), strict=True):
+                    # The parts of a sorted sample are sorted.
+                    of_x = some[:, order]
+                    values = projected.expand(len(some), -1)
+                    total += levels.squares(
+                        values[of_x].view(-1, len(x)), values[~of_x].view(-1, len(y))
+                    )
+                bar.update()
         squares /= len(directions)
         scale = float(pooled.square().sum(-1).max())
         statistic, p_value = rank(squares, 64 * torch.finfo(torch.double).eps * scale)
@@ -150,7 +156,7 @@ class _Levels:
 
 
 def _directions(num_projections: int, dim: int, seed: int) -> Tensor:
-    check_count("num_projections", num_projections)
+    check_integer("num_projections", num_projections, 1)
     generator = own_stream("directions", seed)
     directions = torch.randn(num_projections, dim, generator=generator, dtype=torch.double)
     return directions / torch.linalg.vector_norm(directions, dim=-1, keepdim=True)

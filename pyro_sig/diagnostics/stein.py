@@ -19,18 +19,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_sig.diagnostics._arguments import (
-    check_callable,
+from pyro_sig._arguments import (
     check_choice,
     check_finite,
     check_flag,
-    check_generator,
-    check_positive_number,
+    check_integer,
+    check_number,
     check_tensor,
     describe,
     is_dense,
 )
-from pyro_sig.distributions.components import check_positive
+from pyro_sig._functions import check_callable
+from pyro_sig._progress import Progress
+from pyro_sig.diagnostics._streams import check_generator
 
 __all__ = ["SteinTest", "kernel_stein_discrepancy", "kernel_stein_test"]
 
@@ -116,7 +117,7 @@ def kernel_stein_discrepancy(
     points, scores = _check_points(samples, log_prob, score)
     num_points = len(points)
     if unbiased and num_points < 2:
-        raise ValueError(f"`unbiased` needs at least 2 rows in `samples`, but it had {num_points}.")
+        raise ValueError(f"`unbiased` needs at least 2 rows in `samples`, but it had {num_points}")
     width = _bandwidth(points, bandwidth)
     total = points.new_zeros((), dtype=torch.double)
     for block in _stein_blocks(points, scores, kernel, width):
@@ -138,6 +139,7 @@ def kernel_stein_test(
     bandwidth: float | None = None,
     num_bootstraps: int = 999,
     generator: torch.Generator | None = None,
+    progress: bool | None = None,
 ) -> SteinTest:
     r"""Tests whether independent samples have a given density, known up to its constant.
 
@@ -159,6 +161,8 @@ def kernel_stein_test(
     :param float bandwidth: as for :func:`kernel_stein_discrepancy`.
     :param int num_bootstraps: the number B of sign vectors; the least p is 1 / (1 + B).
     :param torch.Generator generator: source of the signs; torch's global one by default.
+    :param bool progress: show a bar; None does where someone watches: on a terminal or in a
+        notebook, not under CI.
     :return: the statistic and its p-value.
     :raises ValueError: as :func:`kernel_stein_discrepancy`, or if ``num_bootstraps`` is not a
         positive integer.
@@ -176,12 +180,12 @@ def kernel_stein_test(
         >>> kernel_stein_test(samples + 1, standard.log_prob, num_bootstraps=99).p_value
         0.01
     """
-    check_positive("num_bootstraps", num_bootstraps)
+    check_integer("num_bootstraps", num_bootstraps, 1)
     check_generator(generator)
     points, scores = _check_points(samples, log_prob, score)
     num_points = len(points)
     if num_points < 2:
-        raise ValueError(f"`samples` must have at least 2 rows, but had {num_points}.")
+        raise ValueError(f"`samples` must have at least 2 rows, had {num_points}")
     width = _bandwidth(points, bandwidth)
     device = points.device if generator is None else generator.device
     signs = torch.ones(1 + num_bootstraps, num_points, dtype=torch.int8, device=points.device)
@@ -193,16 +197,18 @@ def kernel_stein_test(
     # The sample's own statistic is the one of signs that are all one.
     totals = points.new_zeros(len(signs), dtype=torch.double)
     start = 0
-    for block in _stein_blocks(points, scores, kernel, width):
-        stop = start + len(block)
-        # The entries below the blocks are those to the right of them, by symmetry.
-        block[:, len(block) :] *= 2
-        block.diagonal().zero_()
-        for first in range(0, len(signs), rows := max(1, _CHUNK_ELEMENTS // num_points)):
-            some = signs[first : first + rows, start:].to(points.dtype)
-            products = (some[:, : stop - start] @ block).mul_(some)
-            totals[first : first + rows] += products.sum(-1, dtype=torch.double)
-        start = stop
+    with Progress(progress, num_points, "Stein") as bar:
+        for block in _stein_blocks(points, scores, kernel, width):
+            stop = start + len(block)
+            # The entries below the blocks are those to the right of them, by symmetry.
+            block[:, len(block) :] *= 2
+            block.diagonal().zero_()
+            for first in range(0, len(signs), rows := max(1, _CHUNK_ELEMENTS // num_points)):
+                some = signs[first : first + rows, start:].to(points.dtype)
+                products = (some[:, : stop - start] @ block).mul_(some)
+                totals[first : first + rows] += products.sum(-1, dtype=torch.double)
+            start = stop
+            bar.update(len(block))
     statistics = totals / (num_points * (num_points - 1))
     # Signs that are all equal tie with the sample's own, up to rounding.
     rounding = 64 * torch.finfo(points.dtype).eps * float(statistics.abs().max())
@@ -222,7 +228,7 @@ def _check_points(
     check_finite("samples", samples)
     if (log_prob is None) == (score is None):
         both = "neither" if score is None else "both"
-        raise ValueError(f"`log_prob` or `score` must be given, one of the two, but {both} was.")
+        raise ValueError(f"`log_prob` or `score` must be given, one of the two, {both} was")
     if log_prob is not None:
         score = _differentiate(log_prob, samples)
     score = check_tensor(
@@ -234,7 +240,7 @@ def _check_points(
     if not bool(torch.isfinite(score).all()):
         name = "score" if log_prob is None else "log_prob"
         be = "be" if log_prob is None else "have a gradient that is"
-        raise ValueError(f"`{name}` must {be} finite at all samples, but was not at some.")
+        raise ValueError(f"`{name}` must {be} finite at all samples, was not at some")
     score = score.detach().to(samples)
     if samples.dim() == 1:
         samples, score = samples.unsqueeze(-1), score.unsqueeze(-1)
@@ -250,23 +256,23 @@ def _differentiate(log_prob: LogProb, samples: Tensor) -> Tensor:
         if not is_dense(values) or values.shape != samples.shape[:1]:
             raise ValueError(
                 f"`log_prob` must return a tensor of shape [{len(samples)}], one value for each "
-                f"sample, but returned {describe(values)}."
+                f"sample, returned {describe(values)}"
             )
         if not values.requires_grad:
-            raise ValueError("`log_prob` must be differentiable, but had no gradient.")
+            raise ValueError("`log_prob` must be differentiable, had no gradient")
         return torch.autograd.grad(values.sum(), points)[0]
 
 
 def _bandwidth(points: Tensor, bandwidth: float | None) -> float:
     if bandwidth is not None:
-        return check_positive_number("bandwidth", bandwidth)
+        return check_number("bandwidth", bandwidth, above=0)
     # Evenly spaced, so that equal calls give equal results.
     count = min(len(points), _MEDIAN_ROWS)
     chosen = torch.linspace(0, len(points) - 1, count, dtype=torch.double).round().long()
     median = float(torch.pdist(points[chosen.to(points.device)]).median()) if count > 1 else 1.0
     if median == 0:
         raise ValueError(
-            "`bandwidth` must be given where the median distance of the samples is 0, but was None."
+            "`bandwidth` must be given where the median distance of the samples is 0, was None"
         )
     return median
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_sig.diagnostics._arguments import check_finite, check_share, check_tensor
+from pyro_sig._arguments import check_finite, check_integer, check_number, check_tensor, refusal
+from pyro_sig._progress import Progress
 from pyro_sig.diagnostics._rank_plot import plot_ranks, short_p_value
 from pyro_sig.diagnostics._streams import own_stream
 from pyro_sig.diagnostics.sbc import sbc_ranks
 from pyro_sig.diagnostics.uniformity import check_ranks, uniformity_test
-from pyro_sig.distributions.components import check_positive
 
 __all__ = ["TARP", "tarp"]
 
@@ -38,10 +38,10 @@ class TARP:
 
         :raises ValueError: if the ranks are not integers from 0 to S of shape ``[N]``.
         """
-        check_positive("num_draws", self.num_draws)
+        check_integer("num_draws", self.num_draws, 1)
         check_ranks("ranks", self.ranks, self.num_draws)
         if self.ranks.dim() != 1:
-            raise ValueError(f"`ranks` must be of shape [N], but was {tuple(self.ranks.shape)}.")
+            raise refusal("ranks", "of shape [N]", self.ranks)
 
     @cached_property
     def p_value(self) -> float:
@@ -73,7 +73,7 @@ class TARP:
         :return: a matplotlib ``Figure``.
         :raises ValueError: if ``level`` is not between 0 and 1.
         """
-        level = check_share("level", level)
+        level = check_number("level", level, above=0, below=1)
         return plot_ranks(
             {"": self.ranks.unsqueeze(-1)},
             self.num_draws,
@@ -92,6 +92,7 @@ def tarp(
     references: Tensor | None = None,
     *,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> TARP:
     r"""Tests whether posterior draws cover the truth as often as they should.
 
@@ -117,6 +118,8 @@ def tarp(
     :param torch.Tensor references: of the shape of the truths. They may depend on the data, not on
         the truths.
     :param int seed: of references and ties; torch's global stream is left alone.
+    :param bool progress: show a bar; None does where someone watches: on a terminal or in a
+        notebook, not under CI.
     :return: the ranks, with their test, coverage and picture.
     :raises ValueError: if a shape does not fit, an entry is not finite, or ``seed`` is negative.
 
@@ -159,12 +162,12 @@ def tarp(
     scale = rows.std(0)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     size = max(1, _CHUNK_ELEMENTS // everything[0].numel())
-    distances = torch.cat(
-        [
-            torch.linalg.vector_norm((chunk - centres.unsqueeze(1)) / scale, dim=-1)
-            for chunk, centres in zip(everything.split(size), references.split(size), strict=True)
-        ]
-    )
+    found = []
+    with Progress(progress, len(truths), "TARP") as bar:
+        for chunk, centres in zip(everything.split(size), references.split(size), strict=True):
+            found.append(torch.linalg.vector_norm((chunk - centres.unsqueeze(1)) / scale, dim=-1))
+            bar.update(len(chunk))
+    distances = torch.cat(found)
     return TARP(sbc_ranks(distances[:, 0], distances[:, 1:], generator), num_draws)
 
 
@@ -173,13 +176,13 @@ def _check_draws(truths: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
         check_finite(name, check_tensor(name, values, "a tensor of real numbers"))
     if truths.dim() not in (1, 2) or truths.numel() == 0:
         raise ValueError(
-            f"`truths` must be of shape [N, D] or [N], not empty, but was {tuple(truths.shape)}."
+            f"`truths` must be of shape [N, D] or [N], not empty, was {tuple(truths.shape)}"
         )
     fits = draws.dim() == truths.dim() + 1 and draws.shape[1] >= 1
     if not fits or draws.shape[:1] + draws.shape[2:] != truths.shape:
         raise ValueError(
             f"`draws` must be of shape [N, S, D] for `truths` of shape [N, D], [N, S] for [N], "
-            f"but they were {tuple(draws.shape)} and {tuple(truths.shape)}."
+            f"but they were {tuple(draws.shape)} and {tuple(truths.shape)}"
         )
     dtype = torch.promote_types(truths.dtype, draws.dtype)
     if not dtype.is_floating_point:

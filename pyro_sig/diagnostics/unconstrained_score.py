@@ -10,14 +10,19 @@ from pyro import poutine
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 
-from pyro_sig.diagnostics._arguments import check_callable
+from pyro_sig._functions import check_callable
+from pyro_sig._progress import Progress
 from pyro_sig.diagnostics._given_draws import count_draws, tensors_of
 
 __all__ = ["unconstrained_score"]
 
 
 def unconstrained_score(
-    model: Callable[..., Any], draws: Mapping[str, Tensor], *args: Any, **kwargs: Any
+    model: Callable[..., Any],
+    draws: Mapping[str, Tensor],
+    *args: Any,
+    progress: bool | None = None,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     r"""Maps draws of a program's latents to unconstrained space, and finds the score there.
 
@@ -32,6 +37,8 @@ def unconstrained_score(
     :param draws: tensors of shape ``[S, *]`` for every continuous latent, as
         :func:`draws_from` and ``mcmc.get_samples()`` return them.
     :param args: arguments of the model.
+    :param bool progress: show a bar; None does where someone watches: on a terminal or in a
+        notebook, not under CI.
     :param kwargs: keyword arguments of the model.
     :return: u and its score, both of shape ``[S, D]``, columns by site in the order of the program.
     :raises ValueError: if a latent is missing, the draws do not fit or differ in their number, or
@@ -74,10 +81,12 @@ def unconstrained_score(
             )
         points[name] = transform(values.reshape(len(values), *shape))
     rows, scores = [], []
-    for index in range(count):
-        leaves = {name: u[index].detach().requires_grad_() for name, u in points.items()}
-        with torch.enable_grad(), poutine.block():
-            gradients = torch.autograd.grad(-potential(leaves), list(leaves.values()))
-        rows.append(torch.cat([u.detach().reshape(-1) for u in leaves.values()]))
-        scores.append(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+    with Progress(progress, count, "scores") as bar:
+        for index in range(count):
+            leaves = {name: u[index].detach().requires_grad_() for name, u in points.items()}
+            with torch.enable_grad(), poutine.block():
+                gradients = torch.autograd.grad(-potential(leaves), list(leaves.values()))
+            rows.append(torch.cat([u.detach().reshape(-1) for u in leaves.values()]))
+            scores.append(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+            bar.update()
     return torch.stack(rows), torch.stack(scores)

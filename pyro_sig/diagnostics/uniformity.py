@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_sig.diagnostics._arguments import check_share, describe, is_dense
-from pyro_sig.distributions.components import check_positive
+from pyro_sig._arguments import check_integer, check_number, check_tensor
 
 __all__ = ["EcdfBands", "UniformityTest", "ecdf_bands", "uniformity_test"]
 
@@ -140,9 +139,9 @@ def ecdf_bands(
         >>> bool(((bands.lower < bands.points) & (bands.points < bands.upper)).all())
         True
     """
-    check_positive("num_ranks", num_ranks)
+    check_integer("num_ranks", num_ranks, 1)
     _check_numbers(num_draws, num_points, num_simulations)
-    level = check_share("level", level)
+    level = check_number("level", level, above=0, below=1)
     cuts = _cuts(num_draws, num_points)
     lower, upper = np.empty(len(cuts)), np.empty(len(cuts))
     for i, tails in enumerate(_tails(num_ranks, cuts, num_draws)):
@@ -160,23 +159,24 @@ def ecdf_bands(
 
 
 def _check_numbers(num_draws: int, num_points: int, num_simulations: int) -> None:
-    check_positive("num_draws", num_draws)
-    check_positive("num_points", num_points)
-    check_positive("num_simulations", num_simulations)
+    check_integer("num_draws", num_draws, 1)
+    check_integer("num_points", num_points, 1)
+    check_integer("num_simulations", num_simulations, 1)
 
 
 def check_ranks(name: str, ranks: Tensor, num_draws: int) -> None:
-    if not is_dense(ranks) or ranks.dim() == 0 or ranks.numel() == 0:
-        raise ValueError(
-            f"`{name}` must be a tensor of shape [N, *], not empty, but was {describe(ranks)}."
-        )
-    if ranks.dtype.is_floating_point or ranks.dtype is torch.bool:
-        raise ValueError(f"`{name}` must be integers, but was of {ranks.dtype}.")
+    check_tensor(
+        name,
+        ranks,
+        "a dense tensor of integers, of shape [N, *], not empty",
+        lambda r: (
+            r.dim() > 0 and r.numel() > 0 and not (r.is_floating_point() or r.dtype == torch.bool)
+        ),
+    )
     least, largest = int(ranks.min()), int(ranks.max())
     if least < 0 or largest > num_draws:
         raise ValueError(
-            f"`{name}` must be from 0 to `num_draws`, {num_draws}, "
-            f"but was from {least} to {largest}."
+            f"`{name}` must be from 0 to `num_draws`, {num_draws}, was from {least} to {largest}"
         )
 
 

@@ -14,6 +14,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from pyro_sig._arguments import check_choice, refusal
 from pyro_sig._optimizers import optimizers_of
 from pyro_sig._program_run import ParamTap, modules_run
 from pyro_sig._random_state import preserved_random_state
@@ -82,13 +83,10 @@ def data_parallel(inference: Inference, group: Any = None, reduction: str = "mea
     held: Any = inference
     bare = isinstance(inference, (type, torch.optim.Optimizer))
     if bare or not callable(getattr(held, "step", None)):
-        raise ValueError(
-            f"`inference` must have a method `step`, but was {type(inference).__name__}."
-        )
+        raise refusal("inference", "an object with a method `step`", inference)
     if isinstance(getattr(held.step, "__self__", None), _DataParallel):
         raise ValueError("`inference` must not be data parallel already")
-    if not isinstance(reduction, str) or reduction not in ("mean", "sum"):
-        raise ValueError(f'`reduction` must be "mean" or "sum", was {reduction!r}')
+    check_choice("reduction", reduction, ("mean", "sum"))
     held.step = _DataParallel(held, group, reduction).step
     return inference
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyro
 
+from pyro_sig._arguments import check_integer
 from pyro_sig._rank_sum import check_group
 
 __all__ = ["seed_ranks"]
@@ -32,8 +33,7 @@ def seed_ranks(seed: int, group: Any = None) -> int:  # noqa: ANN401
         >>> torch.distributed.destroy_process_group()
     """
     rank = check_group(group)[0]
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"`seed` must be zero or a positive integer, was {seed!r}")
+    check_integer("seed", seed, 0, int)
     own = int(np.random.SeedSequence(seed, spawn_key=(rank,)).generate_state(1)[0])
     pyro.set_rng_seed(own)
     return own

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
-from pyro_sig.distributions._checks import check_like, check_tensor
+from pyro_sig._arguments import check_floating, check_like, refusal
+from pyro_sig._show_settings import show_settings
 
 __all__ = ["LowRankAffine", "SharedTransform", "TriangularAffine"]
 
@@ -30,9 +31,11 @@ class SharedTransform(Transform):
         True
     """
 
+    __repr__ = show_settings
+
     def __init__(self, cache_size: int = 0) -> None:
         if not isinstance(cache_size, int) or cache_size not in (0, 1):
-            raise ValueError(f"`cache_size` must be 0 or 1, was {cache_size!r}")
+            raise refusal("cache_size", "0 or 1", cache_size)
         super().__init__(cache_size)
 
     bijective = True
@@ -43,17 +46,9 @@ class SharedTransform(Transform):
         return id(self)
 
 
-def _check_parameter(name: str, x: Tensor) -> None:
-    check_tensor(name, x)
-    if not x.is_floating_point():
-        raise ValueError(f"`{name}` must be of a floating point type, was {x.dtype}")
-
-
 def _check_vector(name: str, x: Tensor, size: int | None = None) -> None:
-    _check_parameter(name, x)
-    if x.dim() != 1 or (size is not None and len(x) != size):
-        what = "a vector" if size is None else f"a vector of size {size}"
-        raise ValueError(f"`{name}` must be {what}, was of shape {tuple(x.shape)}")
+    if check_floating(name, x).dim() != 1 or (size is not None and len(x) != size):
+        raise refusal(name, "a vector" if size is None else f"a vector of size {size}", x)
 
 
 class TriangularAffine(SharedTransform):
@@ -78,12 +73,9 @@ class TriangularAffine(SharedTransform):
     def __init__(self, loc: Tensor, scale_tril: Tensor, cache_size: int = 0) -> None:
         super().__init__(cache_size)
         _check_vector("loc", loc)
-        _check_parameter("scale_tril", scale_tril)
+        check_floating("scale_tril", scale_tril)
         if scale_tril.shape != (len(loc), len(loc)):
-            raise ValueError(
-                f"`scale_tril` must be of shape {(len(loc), len(loc))}, "
-                f"was {tuple(scale_tril.shape)}"
-            )
+            raise refusal("scale_tril", f"of shape {(len(loc), len(loc))}", scale_tril)
         self.loc, self.scale_tril = loc, scale_tril
 
     def __eq__(self, other: object) -> bool:
@@ -103,11 +95,11 @@ class TriangularAffine(SharedTransform):
         return TriangularAffine(self.loc, self.scale_tril, cache_size)
 
     def _call(self, x: Tensor) -> Tensor:
-        check_like("x", x, len(self.loc), self.scale_tril)
+        check_like("x", x, (len(self.loc),), self.scale_tril)
         return x @ self.scale_tril.mT + self.loc
 
     def _inverse(self, y: Tensor) -> Tensor:
-        check_like("y", y, len(self.loc), self.scale_tril)
+        check_like("y", y, (len(self.loc),), self.scale_tril)
         # One solve with all rows as columns: a batched solve would copy the matrix for each row.
         rows = (y - self.loc).reshape(-1, len(self.loc))
         solved = torch.linalg.solve_triangular(self.scale_tril, rows.mT, upper=False)
@@ -150,11 +142,9 @@ class LowRankAffine(SharedTransform):
         super().__init__(cache_size)
         _check_vector("loc", loc)
         _check_vector("scale", scale, len(loc))
-        _check_parameter("factor", factor)
+        check_floating("factor", factor)
         if factor.dim() != 2 or len(factor) != len(loc):
-            raise ValueError(
-                f"`factor` must be of shape [{len(loc)}, R], was {tuple(factor.shape)}"
-            )
+            raise refusal("factor", f"of shape [{len(loc)}, R]", factor)
         self.loc, self.scale, self.factor = loc, scale, factor
 
     def _small_tril(self) -> Tensor:
@@ -163,7 +153,7 @@ class LowRankAffine(SharedTransform):
         try:
             return torch.linalg.cholesky(small + torch.eye(len(small)).to(small))
         except torch.linalg.LinAlgError as error:  # of what is positive definite by construction
-            raise ValueError("`factor` must be finite, was not") from error
+            raise ValueError("`factor` must be finite, was not; lower the learning rate") from error
 
     def __eq__(self, other: object) -> bool:
         names = ("loc", "scale", "factor")
@@ -181,11 +171,11 @@ class LowRankAffine(SharedTransform):
         return LowRankAffine(self.loc, self.scale, self.factor, cache_size)
 
     def _call(self, x: Tensor) -> Tensor:
-        check_like("x", x, len(self.loc), self.factor)
+        check_like("x", x, (len(self.loc),), self.factor)
         return self.loc + self.scale * (x + (x @ self.factor) @ self.factor.mT)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        check_like("y", y, len(self.loc), self.factor)
+        check_like("y", y, (len(self.loc),), self.factor)
         x = (y - self.loc) / self.scale
         inner = (x @ self.factor).reshape(x.shape[:-1].numel(), self.factor.shape[1])
         solved = torch.cholesky_solve(inner.mT, self._small_tril()).mT

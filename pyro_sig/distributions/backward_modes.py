@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_sig.distributions.components import check_positive
+from pyro_sig._arguments import check_integer, refusal
 
 __all__ = ["BackwardReport", "Responsibility", "Shares", "TopK", "backward_mode"]
 
@@ -68,7 +68,7 @@ class Responsibility:
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
-        check_positive("num_psi", self.num_psi)
+        check_integer("num_psi", self.num_psi, 1)
 
     def choose(self, shares: Shares, seed: int) -> tuple[Tensor, Tensor]:
         """Chooses psi.
@@ -122,7 +122,7 @@ class TopK:
     k: int = 8
 
     def __post_init__(self) -> None:
-        check_positive("k", self.k)
+        check_integer("k", self.k, 1)
 
     def choose(self, shares: Shares, seed: int) -> tuple[Tensor, Tensor]:
         """Chooses psi.
@@ -184,10 +184,8 @@ def backward_mode(backward: Responsibility | TopK | str) -> Responsibility | Top
         return backward
     if isinstance(backward, str) and backward in ("exact", "responsibility", "top"):
         return {"exact": None, "responsibility": Responsibility(), "top": TopK()}[backward]
-    raise ValueError(
-        "`backward` must be 'exact', 'responsibility', 'top', a Responsibility or a TopK, was "
-        f"{backward!r}"
-    )
+    must_be = "'exact', 'responsibility', 'top', a Responsibility or a TopK"
+    raise refusal("backward", must_be, backward)
 
 
 def inclusion_probabilities(totals: Tensor, num_psi: int) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -12,10 +11,10 @@ from pyro.distributions import constraints as pyro_constraints
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from pyro_sig.distributions._checks import call
+from pyro_sig._arguments import describe
+from pyro_sig._functions import call
 
 __all__ = [
-    "check_positive",
     "component_log_prob",
     "mixture_moments",
     "mixture_support",
@@ -23,21 +22,6 @@ __all__ = [
     "under_vmap",
     "without_validation",
 ]
-
-
-def check_positive(name: str, size: Any) -> None:  # noqa: ANN401 - whatever a caller passed
-    """Checks a number of draws.
-
-    :param str name: the argument's name.
-    :param int size: what was passed.
-    :raises ValueError: unless it is a positive integer.
-
-    Example::
-
-        >>> check_positive("num_mixing", 10)
-    """
-    if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
-        raise ValueError(f"`{name}` must be a positive integer, was {size!r}")
 
 
 def run_conditional(
@@ -61,7 +45,7 @@ def run_conditional(
     components = call("conditional", conditional, psi)
     if not isinstance(components, Distribution):
         raise ValueError(
-            f"`conditional` must return a Distribution, was {type(components).__name__}"
+            f"`conditional` must return a Distribution, returned {describe(components)}"
         )
     batch_shape = psi.shape[: psi.dim() - psi_event_dim]
     if components.batch_shape == batch_shape:

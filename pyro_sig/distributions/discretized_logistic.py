@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import torch
@@ -14,13 +14,8 @@ from torch.distributions import constraints
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid
 
-from pyro_sig.distributions._checks import (
-    check_inside,
-    check_tensor,
-    check_value,
-    expanded_shape,
-    shape_of,
-)
+from pyro_sig._arguments import check_floating, check_integer, refusal, shape_of
+from pyro_sig.distributions._checks import check_inside, check_value, expanded_shape
 
 __all__ = ["DiscretizedLogistic"]
 
@@ -102,21 +97,18 @@ class DiscretizedLogistic(TorchDistribution):
     ) -> None:
         for name, end in (("low", low), ("high", high)):
             if not isinstance(end, Real) or not math.isfinite(end):
-                raise ValueError(f"`{name}` must be finite, was {end!r}")
+                raise refusal(name, "a finite number", end)
         if not low < high:
             raise ValueError(f"`high` must be above `low` = {low!r}, was {high!r}")
-        if isinstance(num_levels, bool) or not isinstance(num_levels, Integral) or num_levels < 2:
-            raise ValueError(f"`num_levels` must be an integer of at least 2, was {num_levels!r}")
+        num_levels = check_integer("num_levels", num_levels, 2)
         for name, value in (("loc", loc), ("scale", scale)):
             if not isinstance(value, Real):
-                check_tensor(name, value)
-                if not value.is_floating_point():
-                    raise ValueError(f"`{name}` must be of floating point, was {value.dtype}")
+                check_floating(name, value)
         try:
             self.loc, self.scale = broadcast_all(loc, scale)
         except RuntimeError as error:
             raise ValueError(f"`loc` and `scale` must broadcast, but: {error}") from error
-        self._levels = _Levels(float(low), float(high), int(num_levels))
+        self._levels = _Levels(float(low), float(high), num_levels)
         super().__init__(self.loc.shape, validate_args=validate_args)
 
     @property

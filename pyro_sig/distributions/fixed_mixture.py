@@ -12,17 +12,11 @@ from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from pyro_sig.distributions._checks import (
-    check_function,
-    check_inside,
-    check_not_negative,
-    check_tensor,
-    check_value,
-    expanded_shape,
-    shape_of,
-)
+from pyro_sig._arguments import check_integer, check_tensor, shape_of
+from pyro_sig._functions import check_callable
+from pyro_sig._show_settings import show_settings
+from pyro_sig.distributions._checks import check_inside, check_value, expanded_shape
 from pyro_sig.distributions.components import (
-    check_positive,
     mixture_moments,
     mixture_support,
     run_conditional,
@@ -60,6 +54,8 @@ class FixedMixture(TorchDistribution):
 
     arg_constraints: dict[str, constraints.Constraint] = {}
 
+    __repr__ = show_settings
+
     def __init__(
         self,
         psi: Tensor,
@@ -69,10 +65,10 @@ class FixedMixture(TorchDistribution):
         validate_args: bool | None = None,
     ) -> None:
         check_tensor("psi", psi)
-        check_function("conditional", conditional, "a callable psi -> Distribution")
-        check_not_negative("psi_event_dim", psi_event_dim)
+        check_callable("conditional", conditional, "a callable psi -> Distribution", classes=True)
+        check_integer("psi_event_dim", psi_event_dim, 0, int)
         if chunk_size is not None:
-            check_positive("chunk_size", chunk_size)
+            check_integer("chunk_size", chunk_size, 1)
         if psi.dim() <= psi_event_dim or len(psi) < 1:
             raise ValueError(
                 f"`psi` must have shape [K, *batch_shape] and {psi_event_dim} event dimensions "

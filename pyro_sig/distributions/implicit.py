@@ -11,15 +11,10 @@ from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from pyro_sig.distributions._checks import (
-    call,
-    check_function,
-    check_not_negative,
-    check_tensor,
-    check_value,
-    expanded_shape,
-    shape_of,
-)
+from pyro_sig._arguments import check_instance, check_integer, check_tensor, refusal, shape_of
+from pyro_sig._functions import call, check_callable
+from pyro_sig._show_settings import show_settings
+from pyro_sig.distributions._checks import check_value, expanded_shape
 
 __all__ = ["Implicit"]
 
@@ -72,6 +67,8 @@ class Implicit(TorchDistribution):
     arg_constraints: dict[str, constraints.Constraint] = {}
     has_rsample = True
 
+    __repr__ = show_settings
+
     def __init__(
         self,
         transform: Callable[..., Tensor],
@@ -82,9 +79,8 @@ class Implicit(TorchDistribution):
         support: constraints.Constraint | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        check_function("transform", transform, "callable")
-        if not isinstance(noise, Distribution):
-            raise ValueError(f"`noise` must be a Distribution, was {type(noise).__name__}")
+        check_callable("transform", transform, "a callable noise -> psi", classes=True)
+        check_instance("noise", noise, Distribution, "a Distribution")
         if not noise.has_rsample and _has_trainable(noise):
             raise ValueError(
                 "`noise` must have rsample or parameters that need no gradient, was "
@@ -92,29 +88,23 @@ class Implicit(TorchDistribution):
             )
         sizes = (event_shape,) if isinstance(event_shape, int) else event_shape
         event_shape = shape_of("event_shape", sizes)
-        check_not_negative("inputs_event_dim", inputs_event_dim)
+        check_integer("inputs_event_dim", inputs_event_dim, 0, int)
         inputs = () if inputs is None else (inputs,) if isinstance(inputs, Tensor) else inputs
         if not isinstance(inputs, Sequence):
-            raise ValueError(
-                f"`inputs` must be a tensor or a tuple of tensors, was {type(inputs).__name__}"
-            )
+            raise refusal("inputs", "a tensor or a tuple of tensors", inputs)
         for x in inputs:
-            if not isinstance(x, Tensor) or x.dim() < inputs_event_dim:
-                was = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-                raise ValueError(
-                    f"`inputs` must be tensors with at least {inputs_event_dim} dimensions, "
-                    f"was {was}"
-                )
-            check_tensor("inputs", x)
+            must_be = f"dense tensors of real numbers, of at least {inputs_event_dim} dimensions"
+            if check_tensor("inputs", x, must_be).dim() < inputs_event_dim:
+                raise refusal("inputs", must_be, x)
         self.transform = transform
         self.noise = noise
         self.inputs = tuple(inputs)
         self.inputs_event_dim = inputs_event_dim
         if support is None:
             support = constraints.independent(constraints.real, len(event_shape))
-        elif not isinstance(support, constraints.Constraint):
-            raise ValueError(f"`support` must be a constraint, was {type(support).__name__}")
-        self._support = support
+        else:
+            check_instance("support", support, constraints.Constraint, "a constraint")
+        self._given_support = support
         super().__init__(self.own_batch_shape, event_shape, validate_args=validate_args)
 
     @property
@@ -128,12 +118,12 @@ class Implicit(TorchDistribution):
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
         """Constraint of one draw."""
-        return self._support
+        return self._given_support
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Implicit:  # noqa: ANN401
         """Returns the same law with another batch shape; draws are independent along it."""
         new = self._get_checked_instance(Implicit, _instance)
-        for name in ("transform", "noise", "inputs", "inputs_event_dim", "_support"):
+        for name in ("transform", "noise", "inputs", "inputs_event_dim", "_given_support"):
             setattr(new, name, getattr(self, name))
         batch_shape = shape_of("batch_shape", batch_shape)
         if batch_shape != self.own_batch_shape:  # from before an expansion

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from pyro_sig._show_settings import show_settings
+
 __all__ = ["Lineage", "Origin"]
 
 
@@ -57,6 +59,8 @@ class Lineage:
         >>> child.find(z) is not None, sibling.find(z.clone()) is None
         (True, True)
     """
+
+    __repr__ = show_settings
 
     def __init__(self, *parents: _Memory) -> None:
         self._memories = (_Memory(), *parents)

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import threshold
 
-from pyro_sig.distributions._checks import check_tensor
-from pyro_sig.distributions.components import check_positive
+from pyro_sig._arguments import check_integer, check_tensor
 
 __all__ = ["full_precision", "log_mixture"]
 
@@ -80,7 +79,7 @@ def log_mixture(
             f"{tuple(log_normalizer.shape)}"
         )
     if chunk_size is not None:
-        check_positive("chunk_size", chunk_size)
+        check_integer("chunk_size", chunk_size, 1)
     num_data, num_components = len(statistics), len(natural)
     if chunk_size is None:
         if num_data * num_components <= _KEPT_PAIRS:

@@ -18,15 +18,10 @@ from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pyro_sig.distributions._checks import (
-    call,
-    check_function,
-    check_not_negative,
-    check_tensor,
-)
+from pyro_sig._arguments import check_choice, check_instance, check_integer, check_tensor, refusal
+from pyro_sig._functions import call, check_callable
 from pyro_sig.distributions.affine_maps import map_back
 from pyro_sig.distributions.components import (
-    check_positive,
     component_log_prob,
     under_vmap,
     without_validation,
@@ -124,23 +119,23 @@ def register_pairwise(
         torch.Size([2, 3])
     """
     if not classes or not all(isinstance(x, type) for x in classes):
-        raise ValueError(f"`classes` must be classes of distributions, was {classes!r}")
+        raise refusal("classes", "classes of distributions", classes)
     if not isinstance(event_dims, Mapping) or not event_dims:
-        raise ValueError(f"`event_dims` must be a dict of numbers by name, was {event_dims!r}")
+        raise refusal("event_dims", "a dict of numbers by name", event_dims)
     for name, number in event_dims.items():
-        check_not_negative(f"event_dims[{name!r}]", number)
+        check_integer(f"event_dims[{name!r}]", number, 0, int)
     if parameters is not None:
-        check_function("parameters", parameters, "a callable distribution -> dict")
-        if isinstance(parameters, torch.nn.Module):
-            raise ValueError(f"`parameters` must be no network, was {type(parameters).__name__}")
-    if location is not None and not (isinstance(location, str) and location in event_dims):
-        raise ValueError(f"`location` must be one of {list(event_dims)}, was {location!r}")
+        check_callable(
+            "parameters", parameters, "a function distribution -> dict", classes=True, modules=False
+        )
+    if location is not None:
+        check_choice("location", location, event_dims)
 
     def attributes(d: Any) -> dict[str, Tensor]:  # noqa: ANN401 - any distribution
         return {name: getattr(d, name) for name in event_dims}
 
     def decorator(form: _AnyForm) -> _AnyForm:
-        check_function("form", form, "a callable (value, **parameters) -> Terms")
+        check_callable("form", form, "a callable (value, **parameters) -> Terms", classes=True)
         entry = _Entry(form, parameters or attributes, dict(event_dims), location)
         _REGISTRY.update(dict.fromkeys(classes, entry))
         return form
@@ -223,9 +218,8 @@ def pairwise_terms(
 
 
 def _check_components(components: torch_dist.Distribution, component_dims: int) -> None:
-    if not isinstance(components, torch_dist.Distribution):
-        raise ValueError(f"`components` must be a Distribution, was {type(components).__name__}")
-    check_not_negative("component_dims", component_dims)
+    check_instance("components", components, torch_dist.Distribution, "a Distribution")
+    check_integer("component_dims", component_dims, 0, int)
     if len(components.batch_shape) < component_dims or not components.batch_shape.numel():
         raise ValueError(
             f"`components` must have a batch_shape with {component_dims} dimensions of components, "
@@ -432,7 +426,7 @@ def mixture_log_prob(
     _check_components(components, 1)
     check_tensor("value", value)
     if chunk_size is not None:
-        check_positive("chunk_size", chunk_size)
+        check_integer("chunk_size", chunk_size, 1)
     event_shape = components.event_shape
     own = components.batch_shape[1:]
     rows = value.shape[: value.dim() - len(event_shape)]

@@ -10,7 +10,9 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_sig.distributions._checks import check_tensor, expanded_shape, shape_of
+from pyro_sig._arguments import check_tensor, shape_of
+from pyro_sig._show_settings import show_settings
+from pyro_sig.distributions._checks import expanded_shape
 
 __all__ = ["ParticleMixing"]
 
@@ -44,11 +46,11 @@ class ParticleMixing(TorchDistribution):
     has_rsample = True
     arg_constraints: dict[str, constraints.Constraint] = {}
 
+    __repr__ = show_settings
+
     def __init__(self, particles: Tensor, validate_args: bool | None = None) -> None:
-        if not isinstance(particles, Tensor) or particles.dim() < 1 or not len(particles):
-            was = tuple(particles.shape) if isinstance(particles, Tensor) else type(particles)
-            raise ValueError(f"`particles` must be of shape [M, *event_shape], was {was}")
-        check_tensor("particles", particles)
+        must_be = "a dense tensor of real numbers, of shape [M, *event_shape], not empty"
+        check_tensor("particles", particles, must_be, lambda p: p.dim() > 0 and len(p) > 0)
         self.particles = particles
         super().__init__(torch.Size(), particles.shape[1:], validate_args=validate_args)
 

@@ -11,7 +11,7 @@ from pyro.distributions import Empirical
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from pyro_sig.distributions._checks import check_tensor, shape_of
+from pyro_sig._arguments import check_tensor, refusal, shape_of
 from pyro_sig.distributions.components import component_log_prob, run_conditional
 from pyro_sig.distributions.pairwise import pairwise_log_prob
 
@@ -23,7 +23,7 @@ def _check_optional(name: str, x: Tensor | None, shape: torch.Size) -> None:
         return
     check_tensor(name, x)
     if x.shape != shape:
-        raise ValueError(f"`{name}` must be of shape {tuple(shape)}, was {tuple(x.shape)}")
+        raise refusal(name, f"of shape {tuple(shape)}", x)
 
 
 class PsiPosterior(Empirical):
@@ -76,13 +76,16 @@ class PsiPosterior(Empirical):
                 f"[*rows, M], were {tuple(samples.shape)} and {tuple(log_weights.shape)}"
             )
         if not log_weights.numel():
-            raise ValueError(f"`log_weights` must not be empty, was {tuple(log_weights.shape)}")
+            raise ValueError(
+                f"`log_weights` must not be empty, was {tuple(log_weights.shape)}; draw at "
+                "least one psi"
+            )
         batch, event = log_weights.shape[:-1], samples.shape[log_weights.dim() :]
         _check_optional("log_evidence", log_evidence, batch)
         _check_optional("effective_sample_size", effective_sample_size, batch)
         if moments is not None:
             if not isinstance(moments, tuple) or len(moments) != 2:
-                raise ValueError(f"`moments` must be mean and variance, was {moments!r}")
+                raise refusal("moments", "mean and variance", moments)
             for x in moments:
                 _check_optional("moments", x, batch + event)
         if not (log_weights < math.inf).all():

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.utils.checkpoint import checkpoint
 
+from pyro_sig._show_settings import show_settings
 from pyro_sig.distributions.mixing_noise import sample_noise
 
 __all__ = ["PsiStream"]
@@ -86,6 +87,8 @@ class PsiStream:
         >>> torch.equal(stream.rows(mixing, torch.tensor([1, 4])), noise[[1, 4]])
         True
     """
+
+    __repr__ = show_settings
 
     def __init__(self) -> None:
         self.sizes: list[int] = []

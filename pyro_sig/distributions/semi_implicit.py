@@ -14,17 +14,18 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.utils.checkpoint import checkpoint
 
-from pyro_sig._rank_sum import all_reduce_logsumexp, check_same, own_share
-from pyro_sig.distributions._checks import (
-    call,
-    check_function,
-    check_inside,
-    check_not_negative,
+from pyro_sig._arguments import (
+    check_flag,
+    check_instance,
+    check_integer,
     check_tensor,
-    check_value,
-    expanded_shape,
+    refusal,
     shape_of,
 )
+from pyro_sig._functions import call, check_callable
+from pyro_sig._rank_sum import all_reduce_logsumexp, check_same, own_share
+from pyro_sig._show_settings import show_settings
+from pyro_sig.distributions._checks import check_inside, check_value, expanded_shape
 from pyro_sig.distributions.backward_modes import (
     BackwardReport,
     Responsibility,
@@ -32,7 +33,6 @@ from pyro_sig.distributions.backward_modes import (
     backward_mode,
 )
 from pyro_sig.distributions.components import (
-    check_positive,
     component_log_prob,
     mixture_moments,
     mixture_support,
@@ -91,11 +91,6 @@ class _Automatic:
 _AUTOMATIC = _Automatic()
 
 
-def _check_flag(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise ValueError(f"`{name}` must be True or False, was {value!r}")
-
-
 def _check_backward(
     backward: object, mixing: Distribution, share_draws: bool, proposal: object
 ) -> None:
@@ -112,7 +107,7 @@ def _check_backward(
     elif not share_draws:
         why = "with share_draws=False: rows share no psi"
     if why:
-        raise ValueError(f"`backward` must be 'exact' {why}; was {backward!r}")
+        raise refusal("backward", f"'exact' {why}", backward)
 
 
 def _check_mixing_group(mixing: Distribution, proposal: object) -> None:
@@ -204,6 +199,8 @@ class SemiImplicit(TorchDistribution):
 
     arg_constraints: dict[str, constraints.Constraint] = {}
 
+    __repr__ = show_settings
+
     def __init__(
         self,
         mixing: Distribution,
@@ -216,15 +213,14 @@ class SemiImplicit(TorchDistribution):
         backward: Responsibility | TopK | str = "exact",
         mixing_group: Any = None,  # noqa: ANN401
     ) -> None:
-        if not isinstance(mixing, Distribution):
-            raise ValueError(f"`mixing` must be a Distribution, was {type(mixing).__name__}")
-        check_function("conditional", conditional, "a callable psi -> Distribution")
-        check_positive("num_mixing", num_mixing)
+        check_instance("mixing", mixing, Distribution, "a Distribution")
+        check_callable("conditional", conditional, "a callable psi -> Distribution", classes=True)
+        check_integer("num_mixing", num_mixing, 1)
         if chunk_size is not None:
-            check_positive("chunk_size", chunk_size)
+            check_integer("chunk_size", chunk_size, 1)
         if proposal is not None:
-            check_function("proposal", proposal, "a callable value -> Distribution")
-        _check_flag("share_draws", share_draws)
+            check_callable("proposal", proposal, "a callable value -> Distribution", classes=True)
+        share_draws = check_flag("share_draws", share_draws)
         mode = backward_mode(backward)
         if mode is not None:
             _check_backward(backward, mixing, share_draws, proposal)
@@ -242,7 +238,7 @@ class SemiImplicit(TorchDistribution):
         self.chunk_size = chunk_size
         self.mixing_group = mixing_group
         self._num_own = own_share(num_mixing, mixing_group)
-        self._mode = mode
+        self._backward = mode
         self._draws = _Draws()
         self._lineage = Lineage()
         if mode is not None:
@@ -275,7 +271,7 @@ class SemiImplicit(TorchDistribution):
     def _fresh(self) -> tuple[Tensor, Distribution]:
         """The shared draws of this object; drawn anew after a backward pass freed their graph."""
         draws = self._draws
-        if self._mode is not None:
+        if self._backward is not None:
             return self._pushed(self._first_of_stream().redraw(self.mixing, 0))
         if draws.psi is None or draws.components is None:
             size = min(self._num_own, self.chunk_size or self._num_own)
@@ -354,9 +350,9 @@ class SemiImplicit(TorchDistribution):
             own have the exact gradient.
         :raises ValueError: for ``num_mixing < 1``.
         """
-        check_positive("num_mixing", num_mixing)
+        check_integer("num_mixing", num_mixing, 1)
         if share_draws is not None:
-            _check_flag("share_draws", share_draws)
+            share_draws = check_flag("share_draws", share_draws)
         new = self._copy_to(SemiImplicit.__new__(SemiImplicit), self.batch_shape)
         if not isinstance(self.mixing, ParticleMixing):
             new.num_mixing, new._draws = num_mixing, _Draws()
@@ -364,7 +360,7 @@ class SemiImplicit(TorchDistribution):
             if self.proposal is None and share_draws is not None:
                 new.share_draws = share_draws
                 if not share_draws:
-                    new._mode = None  # rows that share no psi share no choice of them
+                    new._backward = None  # rows that share no psi share no choice of them
         return new
 
     # ------------------------------------------------------------------------------------- sampling
@@ -509,7 +505,7 @@ class SemiImplicit(TorchDistribution):
         :return: an independent distribution of fewer batch dimensions.
         """
         if reinterpreted_batch_ndims is not None:
-            check_not_negative("reinterpreted_batch_ndims", reinterpreted_batch_ndims)
+            check_integer("reinterpreted_batch_ndims", reinterpreted_batch_ndims, 0, int)
         independent = super().to_event(reinterpreted_batch_ndims)
         if isinstance(independent, Independent):
             independent.__class__ = _IndependentRows
@@ -535,7 +531,12 @@ class SemiImplicit(TorchDistribution):
     ) -> tuple[Tensor, Tensor | float]:
         """Log of the mean density, and the log-density of the psi where these lack rsample."""
         if not isinstance(self.mixing, ParticleMixing):
-            refuse_mcmc("a SemiImplicit", "freeze it: to_mixture(num_mixing)")
+            refuse_mcmc(
+                "a SemiImplicit",
+                "draw its psi once, before the model runs: sample from "
+                "law.to_mixture(num_mixing), or from FixedMixture(psi, conditional) where the "
+                "conditional depends on a latent",
+            )
         if not value.numel():  # no rows, which torch's laws of vectors cannot score
             return torch.zeros(self._rows(value), device=value.device), 0.0
         if self.proposal is not None:
@@ -576,8 +577,8 @@ class SemiImplicit(TorchDistribution):
         return log_prob.expand(shape), log_mixing
 
     def _log_sum(self, value: Tensor) -> Tensor:
-        if self._mode is not None:
-            return self._log_sum_of_chosen(value, self._mode)
+        if self._backward is not None:
+            return self._log_sum_of_chosen(value, self._backward)
         if self.share_draws:
             psi, components = self._fresh()
             parts = [mixture_log_prob(components, value)]
@@ -744,10 +745,10 @@ class SemiImplicit(TorchDistribution):
         """
         num_mixing = self.num_mixing if num_mixing is None else num_mixing
         chunk_size = self.chunk_size if chunk_size is None else chunk_size
-        check_positive("num_mixing", num_mixing)
-        check_positive("num_draws", num_draws)
+        check_integer("num_mixing", num_mixing, 1)
+        check_integer("num_draws", num_draws, 1)
         if chunk_size is not None:
-            check_positive("chunk_size", chunk_size)
+            check_integer("chunk_size", chunk_size, 1)
         if self._validate_args:
             self._validate_sample(value)
         if isinstance(self.mixing, ParticleMixing):
@@ -779,7 +780,7 @@ class SemiImplicit(TorchDistribution):
         :raises ValueError: for ``num_mixing < 1``.
         """
         num_mixing = self.num_mixing if num_mixing is None else num_mixing
-        check_positive("num_mixing", num_mixing)
+        check_integer("num_mixing", num_mixing, 1)
         with torch.no_grad():
             psi = self.mixing.sample((num_mixing,))
             mixture = FixedMixture(
@@ -796,7 +797,10 @@ class SemiImplicit(TorchDistribution):
     def _validate_sample(self, value: Tensor) -> None:
         check_value(value, self.event_shape, self.batch_shape)
         if value.is_floating_point() and not value.isfinite().all():
-            raise ValueError("`value` must be finite, was NaN or infinite in some entries")
+            raise ValueError(
+                "`value` must be finite, was NaN or infinite in some entries; leave missing "
+                "data out by poutine.mask, with any number in their place"
+            )
         check_inside(value, self._support, "conditional's")
 
     def _check_psi_0(self, psi_0: Tensor, value: Tensor) -> None:

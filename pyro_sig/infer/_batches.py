@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyro_sig._program_run import is_function
+from pyro_sig._arguments import refusal
+from pyro_sig._functions import is_function
 from pyro_sig._random_state import random_state, set_random_state
 
 __all__ = ["Arguments", "Cycle", "arguments_of"]
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+class Arguments(NamedTuple):
+    """Those of a step; a batch that is one is used as it is."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
 def as_arguments(batch: Any) -> Arguments:
+    if isinstance(batch, Arguments):
+        return batch
     if isinstance(batch, (tuple, list)):
-        return tuple(batch), {}
+        return Arguments(tuple(batch), {})
     if isinstance(batch, Mapping):
-        return (), dict(batch)
-    return (batch,), {}
+        return Arguments((), dict(batch))
+    return Arguments((batch,), {})
 
 
 def arguments_of(batches: Any) -> Callable[[int], Arguments]:
@@ -34,9 +42,11 @@ def arguments_of(batches: Any) -> Callable[[int], Arguments]:
         return Cycle(batches)
     if is_function(batches) and not isinstance(batches, nn.Module):
         return lambda step: as_arguments(batches(step))
-    raise ValueError(
-        "`batches` must be a tensor, a tuple or dict of arguments, an iterable of batches or a "
-        f"callable of the step number, but was {type(batches).__name__}."
+    raise refusal(
+        "batches",
+        "a tensor, a tuple or dict of arguments, an iterable of batches or a callable of the step "
+        "number",
+        batches,
     )
 
 
@@ -62,14 +72,17 @@ class Cycle:
                 again = iter(self._batches) if self._is_iterator() else None
                 if again is ended:
                     raise ValueError(
-                        f"`batches` must yield a batch for every step, but was an iterator that "
-                        f"was exhausted at step {step}. Pass the iterable that it came from, "
-                        "which can be begun again."
+                        f"`batches` must yield a batch for every step, was an iterator that was "
+                        f"exhausted at step {step}: pass the iterable that it came from, which "
+                        "can be begun again"
                     ) from None
             else:
                 self._consumed += 1
                 return as_arguments(batch)
-        raise ValueError(f"`batches` must yield a batch, but was empty at step {step}.")
+        raise ValueError(
+            f"`batches` must yield a batch, was empty at step {step}; are there rows, and as many "
+            "as a batch of drop_last?"
+        )
 
     def _is_iterator(self) -> bool:
         return hasattr(self._batches, "__next__")
@@ -104,7 +117,7 @@ class Cycle:
             except StopIteration:
                 raise ValueError(
                     f"`batches` must yield the {state['consumed']} batches that the saved run took "
-                    f"of it, but had {self._consumed}"
+                    f"of it, had {self._consumed}"
                 ) from None
             self._consumed += 1
 

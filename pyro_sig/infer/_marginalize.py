@@ -16,9 +16,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Distribution, Independent, constraints
 
+from pyro_sig._arguments import check_integer
 from pyro_sig._rank_sum import own_share
 from pyro_sig.distributions import Implicit, Terms, log_mixture, pairwise_terms
-from pyro_sig.distributions.components import check_positive
 from pyro_sig.distributions.log_mixture import full_precision
 from pyro_sig.distributions.pairwise import loses_digits
 
@@ -227,7 +227,7 @@ class MarginalizeImplicit(Messenger):
         own = implicit.own_batch_shape
         self._refuse_chains(msg, own)
         num_mixing = msg["infer"].get("num_mixing", self.num_mixing)
-        check_positive(f"num_mixing` at site `{name}", num_mixing)
+        check_integer(f"num_mixing` at site `{name}", num_mixing, 1)
         self.requested[name] = num_mixing
         if self.largest_draw is not None:
             num_mixing = int(min(own_share(num_mixing, self.mixing_group), self.largest_draw))

@@ -19,11 +19,13 @@ from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, TransformedDistribution, constraints
 
+from pyro_sig._arguments import check_number
+from pyro_sig._show_settings import show_settings
 from pyro_sig.distributions import Implicit, ParticleMixing, SemiImplicit
 from pyro_sig.distributions.components import component_log_prob
 from pyro_sig.distributions.lineage import Origin
 from pyro_sig.distributions.mixing_noise import noise_law
-from pyro_sig.infer._checks import check_elbo, check_number
+from pyro_sig.infer._check_elbo import check_elbo
 
 __all__ = [
     "Draw",
@@ -134,7 +136,7 @@ class InnerNetworks:
 
     def __init__(self, make: Callable[..., nn.Module], learning_rate: float) -> None:
         self.make = make
-        self.learning_rate = check_number("learning_rate", learning_rate)
+        self.learning_rate = check_number("learning_rate", learning_rate, least=0)
         self.networks: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self._waiting: dict[str, Any] = {}
@@ -189,6 +191,8 @@ class SemiImplicitObjective(ELBO):
     :param bool vectorize_particles: draw them at once, in a plate around model and guide.
     :param int max_plate_nesting: of model and guide, guessed if not given.
     """
+
+    __repr__ = show_settings
 
     def __init__(
         self,

@@ -8,30 +8,30 @@ from typing import Any
 from pyro.optim import PyroOptim
 
 from pyro_sig._optimizers import optimizers_of
+from pyro_sig._progress import Progress
 
-__all__ = ["NoProgress", "ProgressBar"]
+__all__ = ["LossBar"]
 
 # Weight of the newest loss in the smoothed one.
 _SMOOTHING = 0.05
 
 
-class NoProgress:
-    def update(self, losses: dict[str, float], inference: Any) -> None:
-        pass
+class LossBar(Progress):
+    """Shows the smoothed losses and the learning rate too."""
 
-    def close(self) -> None:
-        pass
-
-
-class ProgressBar(NoProgress):
-    def __init__(self, num_steps: int, description: str | None, done: int) -> None:
-        from tqdm.auto import tqdm
-
+    def __init__(self, progress: bool | None, num_steps: int, description: str | None) -> None:
         total = None if num_steps == sys.maxsize else num_steps  # someone else ends the run
-        self._bar = tqdm(total=total, desc=description, initial=done)
+        super().__init__(progress, total, description)
         self._smoothed: dict[str, float] = {}
 
-    def update(self, losses: dict[str, float], inference: Any) -> None:
+    def step(self, losses: dict[str, float], inference: Any) -> None:
+        """Counts a step.
+
+        :param losses: of the step.
+        :param inference: what took it.
+        """
+        if self._bar is None:
+            return
         for name, value in losses.items():
             before = self._smoothed.get(name, value)
             self._smoothed[name] = before + _SMOOTHING * (value - before)
@@ -39,11 +39,7 @@ class ProgressBar(NoProgress):
         rate = _learning_rate(inference)
         if rate is not None:
             shown["lr"] = f"{rate:.2e}"
-        self._bar.set_postfix(shown, refresh=False)
-        self._bar.update()
-
-    def close(self) -> None:
-        self._bar.close()
+        self.update(1, **shown)
 
 
 def _learning_rate(inference: Any) -> float | None:

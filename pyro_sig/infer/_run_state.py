@@ -10,6 +10,7 @@ from typing import Any
 
 from pyro.infer import SVI
 
+from pyro_sig._arguments import check_integer, refusal
 from pyro_sig._random_state import preserved_random_state, random_state, set_random_state
 from pyro_sig.checkpoint._snapshot import Snapshot, has_state
 from pyro_sig.checkpoint.folder import CheckpointFolder
@@ -44,10 +45,9 @@ class RunState:
         cursor: Any,
         history: History,
     ) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"`every` must be a positive integer, was {every!r}")
+        check_integer("every", every, 1, int)
         if not (isinstance(resume, bool) or (isinstance(resume, str) and resume == "auto")):
-            raise ValueError(f'`resume` must be "auto", True or False, was {resume!r}')
+            raise refusal("resume", "True, False or 'auto'", resume)
         self.every = every
         self.saved: int | None = None
         self._resume = resume
@@ -74,7 +74,8 @@ class RunState:
             if steps := self._folder.steps():
                 raise ValueError(
                     f"`checkpoint` must be a folder without checkpoints where `resume` is False, "
-                    f"but {self._folder.path} has those of steps {steps}"
+                    f"but {self._folder.path} has those of steps {steps}; pass another folder, or "
+                    "resume='auto' to go on"
                 )
             return 0
         found = self._folder.newest()
@@ -82,7 +83,7 @@ class RunState:
             if self._resume is True:
                 raise ValueError(
                     f"`checkpoint` must hold a checkpoint where `resume` is True, but "
-                    f"{self._folder.path} had none"
+                    f"{self._folder.path} had none; resume='auto' begins where there is none"
                 )
             return 0
         step, state = found
@@ -92,7 +93,7 @@ class RunState:
                 if state.get("format") == _FORMAT
                 else "one that train did not write"
             )
-            raise ValueError(f"`checkpoint` must hold a checkpoint of this run, but held {what}")
+            raise ValueError(f"`checkpoint` must hold a checkpoint of this run, held {what}")
         if len(state["callbacks"]) != len(self._callbacks):
             raise ValueError(
                 f"`callbacks` must have the {len(state['callbacks'])} with a state that the saved "

@@ -113,7 +113,7 @@ class TrainingCheck:
                 "`inference` must compute a gradient in its step, but no parameter had one: "
                 f"{', '.join(names[:_MAX_LISTED])}. An ELBO does not go backward unless the model "
                 "or guide reads a parameter while it runs: touch one in the program, not only in "
-                "a `log_prob`. `check_training=False` switches this check off."
+                "a `log_prob`. `check_training=False` switches this check off"
             )
 
 

@@ -11,13 +11,12 @@ from pyro.distributions.transforms import ConditionalAffineCoupling, Permute
 from pyro.nn import ConditionalDenseNN
 from torch import Tensor, nn
 
+from pyro_sig._arguments import check_integer, check_sizes
 from pyro_sig.distributions.components import (
-    check_positive,
     component_log_prob,
     run_conditional,
 )
 from pyro_sig.distributions.mixing_noise import noise_law, push_noise
-from pyro_sig.infer._checks import check_sizes
 from pyro_sig.infer._objective import Draw, InnerNetworks, batch_law, one_law, real_noise
 from pyro_sig.infer._standardize import Standardize
 from pyro_sig.infer.path_gradient import PathGradient_ELBO, ScoreEstimator
@@ -99,13 +98,15 @@ class ImportanceScore(ScoreEstimator):
         learning_rate: float = 1e-3,
     ) -> None:
         super().__init__()
-        check_positive("num_importance", num_importance)
-        check_positive("num_layers", num_layers)
-        check_positive("inner_steps", inner_steps)
+        check_integer("num_importance", num_importance, 1)
+        check_integer("num_layers", num_layers, 1)
+        check_integer("inner_steps", inner_steps, 1)
         hidden_dims = check_sizes("hidden_dims", hidden_dims)
         if not hidden_dims:
             raise ValueError("`hidden_dims` must have at least one size, was empty")
         self.num_importance, self.inner_steps = num_importance, inner_steps
+        self.hidden_dims, self.num_layers = hidden_dims, num_layers
+        self.learning_rate = learning_rate
         self.inner = {
             "proposal": InnerNetworks(
                 lambda rows, noise: _Proposal(rows, noise, hidden_dims, num_layers), learning_rate

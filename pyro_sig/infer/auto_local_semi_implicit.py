@@ -19,10 +19,9 @@ from pyro.ops.tensor_utils import periodic_repeat
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-from pyro_sig._program_run import check_program
+from pyro_sig._arguments import check_flag, check_integer, check_number, check_sizes
+from pyro_sig._functions import check_callable
 from pyro_sig.distributions import Implicit, SemiImplicit
-from pyro_sig.distributions.components import check_positive
-from pyro_sig.infer._checks import check_callable, check_flag, check_number, check_sizes
 from pyro_sig.infer._guide_parts import (
     WholeSetUp,
     location_and_scale,
@@ -95,14 +94,14 @@ class AutoLocalSemiImplicit(WholeSetUp, AutoGuide):
         sizes = [("num_mixing", num_mixing), ("context_dim", context_dim)]
         sizes += [("noise_dim", noise_dim)] if noise_dim is not None else []
         for name, size in sizes:
-            check_positive(name, size)
-        check_program("model", model)
+            check_integer(name, size, 1)
+        check_callable("model", model, "a program, a function or a module")
         check_callable("encoder", encoder, optional=True)
-        check_callable("init_loc_fn", init_loc_fn, module=False)
+        check_callable("init_loc_fn", init_loc_fn, "a function", modules=False)
         check_callable("create_plates", create_plates, optional=True)
         check_flag("share_draws", share_draws)
         hidden_dims = check_sizes("hidden_dims", hidden_dims)
-        init_scale = check_number("init_scale", init_scale, positive=True)
+        init_scale = check_number("init_scale", init_scale, above=0)
         super().__init__(InitMessenger(init_loc_fn)(model), create_plates=create_plates)
         self.encoder = encoder
         self.noise_dim, self.hidden_dims = noise_dim, hidden_dims

@@ -15,10 +15,9 @@ from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from pyro_sig._program_run import check_program
+from pyro_sig._arguments import check_choice, check_flag, check_integer, check_number, check_sizes
+from pyro_sig._functions import check_callable
 from pyro_sig.distributions import Implicit, LowRankAffine, SemiImplicit, TriangularAffine
-from pyro_sig.distributions.components import check_positive
-from pyro_sig.infer._checks import check_callable, check_flag, check_number, check_sizes
 from pyro_sig.infer._guide_parts import (
     WholeSetUp,
     location_and_scale,
@@ -105,19 +104,17 @@ class AutoSemiImplicit(WholeSetUp, AutoContinuous):
     ) -> None:
         for name, size in (("noise_dim", noise_dim), ("rank", rank)):
             if size is not None:
-                check_positive(name, size)
-        check_program("model", model)
-        check_callable("init_loc_fn", init_loc_fn, module=False)
+                check_integer(name, size, 1)
+        check_callable("model", model, "a program, a function or a module")
+        check_callable("init_loc_fn", init_loc_fn, "a function", modules=False)
         if hidden_dims is not None:
             hidden_dims = check_sizes("hidden_dims", hidden_dims)
-        check_positive("num_mixing", num_mixing)
-        if not (covariance is None or (isinstance(covariance, str) and covariance in _COVARIANCES)):
-            raise ValueError(
-                f"`covariance` must be one of {', '.join(_COVARIANCES)}, was {covariance!r}"
-            )
+        check_integer("num_mixing", num_mixing, 1)
+        if covariance is not None:
+            check_choice("covariance", covariance, _COVARIANCES)
         check_flag("share_draws", share_draws)
         check_flag("find_scale", find_scale)
-        init_scale = check_number("init_scale", init_scale, positive=True)
+        init_scale = check_number("init_scale", init_scale, above=0)
         super().__init__(model, init_loc_fn=init_loc_fn)
         self.noise_dim, self.hidden_dims = noise_dim, hidden_dims
         self.num_mixing, self.share_draws = num_mixing, share_draws
@@ -247,7 +244,7 @@ class AutoSemiImplicit(WholeSetUp, AutoContinuous):
         :return: site name -> draws, of shape ``[num_samples, *]`` with the site's own shape.
         :raises ValueError: before the guide has been called, or for ``num_samples < 1``.
         """
-        check_positive("num_samples", num_samples)
+        check_integer("num_samples", num_samples, 1)
         self._check_called("draws from it are taken")
         draws = {}
         for site, latent in self._sites(self.get_posterior().sample((num_samples,))):

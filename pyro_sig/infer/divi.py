@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_sig.distributions.components import check_positive
-from pyro_sig.infer._checks import check_sizes
+from pyro_sig._arguments import check_integer, check_sizes
 from pyro_sig.infer._objective import Draw, InnerNetworks, one_law
 from pyro_sig.infer._standardize import Standardize
 from pyro_sig.infer.path_gradient import PathGradient_ELBO, ScoreEstimator
@@ -59,9 +58,10 @@ class DenoisingScore(ScoreEstimator):
         learning_rate: float = 1e-3,
     ) -> None:
         super().__init__()
-        check_positive("inner_steps", inner_steps)
+        check_integer("inner_steps", inner_steps, 1)
         hidden_dims = check_sizes("hidden_dims", hidden_dims)
-        self.inner_steps = inner_steps
+        self.hidden_dims, self.inner_steps = hidden_dims, inner_steps
+        self.learning_rate = learning_rate
         self.inner = {
             "score": InnerNetworks(lambda rows: _ScoreNetwork(rows, hidden_dims), learning_rate)
         }

@@ -9,13 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_sig._program_run import first_call
-from pyro_sig.infer._checks import (
-    check_callable,
-    check_integer,
-    check_number,
-    check_tensor,
-)
+from pyro_sig._arguments import check_floating, check_integer, check_number, refusal
+from pyro_sig._functions import check_callable, first_call
+from pyro_sig._progress import Progress
 
 __all__ = ["ScaleReport", "find_scale"]
 
@@ -89,7 +85,7 @@ class _Target:
                 (grad,) = torch.autograd.grad(log_p.sum(), z, allow_unused=True)
             if grad is None:
                 raise ValueError(
-                    "`log_density` must be differentiable, but returned a tensor without a "
+                    "`log_density` must be differentiable, returned a tensor without a "
                     "gradient to its argument"
                 )
         bad = ~(log_p.isfinite() & grad.isfinite().all(-1))
@@ -129,6 +125,7 @@ def find_scale(
     num_updates: int = 100,
     num_draws: int | None = None,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> tuple[Tensor, Tensor, ScaleReport]:
     r"""Finds a Gaussian near a density: location, scale and what was done.
 
@@ -153,6 +150,8 @@ def find_scale(
     :param int num_updates: updates of score matching at most; 0 leaves the stage out.
     :param int num_draws: draws in each update, by default between 32 and 2 D.
     :param int seed: of the draws.
+    :param bool progress: show a bar; None does where someone watches: on a terminal or in a
+        notebook, not under CI.
     :return: ``loc`` of shape ``[D]``, lower triangular ``scale_tril`` of shape ``[D, D]``
         (diagonal for D > 1000) and a :class:`ScaleReport`.
     :raises ValueError: if an argument has another shape or is not positive, or the log-density
@@ -174,10 +173,10 @@ def find_scale(
         tensor(True)
     """
     check_callable("log_density", log_density)
-    check_tensor("init_loc", init_loc)
+    check_floating("init_loc", init_loc)
     if init_loc.dim() not in (1, 2) or not init_loc.numel():
-        raise ValueError(f"`init_loc` must be of shape [D] or [S, D], was {tuple(init_loc.shape)}")
-    init_scale = check_number("init_scale", init_scale, positive=True)
+        raise refusal("init_loc", "of shape [D] or [S, D]", init_loc)
+    init_scale = check_number("init_scale", init_scale, above=0)
     check_integer("num_iterations", num_iterations)
     check_integer("num_updates", num_updates)
     if num_draws is not None:
@@ -186,17 +185,21 @@ def find_scale(
     generator = torch.Generator(device=init_loc.device).manual_seed(seed)
     target = _Target(log_density)
     starts = init_loc.detach().reshape(-1, init_loc.shape[-1])
-    found, initial, length = _best_on_paths(target, starts, init_scale, num_iterations, generator)
+    with Progress(progress, len(starts), "scale: paths") as bar:
+        found, initial, length = _best_on_paths(
+            target, starts, init_scale, num_iterations, generator, bar
+        )
     accepted = 0
     dim = starts.shape[-1]
     modes = _distinct(found) if dim <= _MAX_DENSE else found[:1]
     if dim <= _MAX_DENSE and num_updates:
         num_draws = num_draws or min(max(32, 2 * dim), 200)
         refined = []
-        for mode in modes:
-            mode, updates = _match_scores(target, mode, num_updates, num_draws, generator)
-            refined.append(mode)
-            accepted += updates
+        with Progress(progress, len(modes) * num_updates, "scale: updates") as bar:
+            for mode in modes:
+                mode, updates = _match_scores(target, mode, num_updates, num_draws, generator, bar)
+                refined.append(mode)
+                accepted += updates
         modes = _distinct(refined)
     best = modes[0] if len(modes) == 1 else _pool(modes)
     report = ScaleReport(
@@ -261,6 +264,7 @@ def _best_on_paths(
     init_scale: float,
     num_iterations: int,
     generator: torch.Generator,
+    bar: Progress,
 ) -> tuple[list[_Best], float, int]:
     dim = starts.shape[-1]
     noise = torch.randn(
@@ -271,6 +275,7 @@ def _best_on_paths(
     found: list[_Best] = []
     length = 0
     for start in starts:
+        bar.update()
         log_p, _ = target(start.unsqueeze(0))
         if not log_p.isfinite().all():
             continue
@@ -405,7 +410,12 @@ class _InverseHessian:
 
 
 def _match_scores(
-    target: _Target, best: _Best, num_updates: int, num_draws: int, generator: torch.Generator
+    target: _Target,
+    best: _Best,
+    num_updates: int,
+    num_draws: int,
+    generator: torch.Generator,
+    bar: Progress,
 ) -> tuple[_Best, int]:
     dim = len(best.loc)
     options: dict[str, Any] = {
@@ -419,6 +429,7 @@ def _match_scores(
     loc, tril = best.loc, best.tril
     accepted = 0
     for step in range(num_updates):
+        bar.update()
         noise = torch.randn(num_draws // 2, dim, **options)
         noise = torch.cat([noise, -noise])
         z = loc + noise @ tril.mT

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import pyro
 import torch
@@ -15,14 +16,17 @@ from pyro.infer import ELBO, SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoContinuous
 from torch import Tensor
 
-from pyro_sig._program_run import check_program, check_takes
+from pyro_sig._arguments import check_integer, check_number, describe
+from pyro_sig._functions import check_callable, check_takes
+from pyro_sig._progress import Progress
 from pyro_sig.diagnostics import effective_share, log_importance_weights, pareto_k_hat
 from pyro_sig.diagnostics.pareto import k_hat_verdict
-from pyro_sig.distributions.components import check_positive
-from pyro_sig.infer._checks import check_callable, check_number, describe
+from pyro_sig.infer._batches import Arguments
+from pyro_sig.infer._fit_schedule import Average, Schedule, tempered
 from pyro_sig.infer._mapped_elbo import MappedELBO
 from pyro_sig.infer._potential import unconstrained_log_density
 from pyro_sig.infer.auto_semi_implicit import AutoSemiImplicit
+from pyro_sig.infer.find_scale import ScaleReport
 from pyro_sig.infer.history import History
 from pyro_sig.infer.train import StopTraining, train
 
@@ -32,15 +36,6 @@ _NUM_PARTICLES = 64
 _NUM_LOOPED_PARTICLES = 4
 _BUDGET = 10_000
 _LEARNING_RATE = 0.01
-_WARM_UP = 0.02  # share of the budget
-_FINAL_RATE = 0.01  # relative to the first
-# Windows of the smoothed loss, as shares of the budget, and how much a window may gain when the
-# loss counts as level: two standard errors or this many nats.
-_WINDOW = 0.1
-_LEVEL = 5e-3
-_LAST_FIRST_PHASE = 0.5
-_AVERAGED = 0.5  # share of the cooling over which iterates are averaged
-_FIRST_POWER = 0.1
 _CLIP_NORM = 10.0
 _NUM_WEIGHTS = 2000
 _WEIGHT_MIXING = 5000
@@ -83,7 +78,11 @@ def fit(
     max_seconds: float | None = None,
     learning_rate: float | None = None,
     annealing: float = 0.0,
-    progress: bool = True,
+    progress: bool | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: int = 1000,
+    keep: int = 3,
+    resume: bool | Literal["auto"] = "auto",
     **kwargs: Any,  # noqa: ANN401
 ) -> Fit:
     r"""Fits a posterior: finds the scale, sets the schedule, averages, and checks the result.
@@ -91,6 +90,12 @@ def fit(
     Training runs at a constant learning rate (after a short warm-up) until the loss, averaged over
     windows, is level within its Monte Carlo error, or half of the budget is spent; then the rate
     falls along a cosine for half of the budget, and the last iterates are averaged.
+
+    With `checkpoint`, a fit that was killed and is started again, by the same program, goes on from
+    its last checkpoint, as a run of :func:`train` does, and ends with the same guide, losses,
+    k-hat and report, bit for bit; a complete one trains nothing. The search for the scale is done
+    again, and then replaced by what it had found. A clock is no function of the step: under
+    ``max_seconds`` the fit goes on too, with the seconds that it has left, and ends elsewhere.
 
     :param callable model: a Pyro model.
     :param args: its arguments.
@@ -106,10 +111,17 @@ def fit(
         been scaled, so it rarely needs a change.
     :param float annealing: share of the first phase in which the log-density of the model is
         raised from a tenth to one, which keeps separate modes in reach; 0 leaves it out.
-    :param bool progress: show a progress bar.
+    :param bool progress: show a bar; None does where someone watches: on a terminal or in a
+        notebook, not under CI.
+    :param checkpoint: a folder for the checkpoints of this fit alone, made if need be.
+    :param int every: steps between two checkpoints; the end has one in any case.
+    :param int keep: how many checkpoints are kept.
+    :param resume: ``"auto"`` goes on from the last checkpoint if there is one, True raises if
+        there is none, and False raises if there is one.
     :param kwargs: keyword arguments of the model.
     :return: guide, history, convergence, k-hat and a report.
-    :raises ValueError: if an argument is out of range or the model has discrete latents.
+    :raises ValueError: if an argument is out of range, the model has discrete latents, or the
+        folder holds another run, or one with another budget, annealing or time limit.
     :raises NonFiniteLossError: if a loss is NaN or infinite.
 
     Example::
@@ -125,22 +137,23 @@ def fit(
     start = time.perf_counter()
     if budget is None:
         budget = _BUDGET if max_seconds is None else sys.maxsize
-    check_program("model", model)
+    check_callable("model", model, "a program, a function or a module")
     if guide is not None:
-        check_program("guide", guide)
+        check_callable("guide", guide, "a program, a function or a module")
     if learning_rate is None:
         learning_rate = getattr(loss, "guide_learning_rate", _LEARNING_RATE)
     _check_loss(loss, args, kwargs)
-    check_positive("budget", budget)
+    check_integer("budget", budget, 1)
     if max_seconds is not None:
-        max_seconds = check_number("max_seconds", max_seconds, positive=True, finite=False)
-    learning_rate = check_number("learning_rate", learning_rate, positive=True)
-    annealing = check_number("annealing", annealing, most=1)
+        max_seconds = check_number("max_seconds", max_seconds, above=0, finite=False)
+    learning_rate = check_number("learning_rate", learning_rate, above=0)
+    annealing = check_number("annealing", annealing, least=0, most=1)
     guide = _fresh_guide(model) if guide is None else guide
-    with torch.no_grad(), poutine.block():
+    with Progress(progress, 1, "scale") as bar, torch.no_grad(), poutine.block():
         guide(*args, **kwargs)  # finds the scale
+        bar.update()
     loss = _default_loss(model, guide, args, kwargs) if loss is None else loss
-    schedule = _Schedule(budget, max_seconds, annealing, start)
+    schedule = Schedule(budget, max_seconds, annealing, start)
     optim = pyro.optim.LambdaLR(  # type: ignore[attr-defined]
         {
             "optimizer": torch.optim.Adam,
@@ -149,20 +162,29 @@ def fit(
         },
         clip_args={"clip_norm": _CLIP_NORM},
     )
-    svi = _BoundSVI(_tempered(model, schedule), guide, optim, loss)
-    svi.arguments = args, kwargs
-    average = _Average(optim)
-
-    def after_step(step: int, value: Any, _: Any) -> None:  # noqa: ANN401
-        schedule.advance(float(value[0] if isinstance(value, tuple) else value))
-        if schedule.averages:
-            average.update()
-        if schedule.finished:
-            raise StopTraining
-
-    history = train(svi, (), budget, callbacks=[after_step], progress=progress, description="fit")
-    average.restore()
-    k_hat, share, reason = _k_hat(model, guide, args, kwargs)
+    svi = _SVI(tempered(model, schedule), guide, optim, loss)
+    svi.schedule = schedule
+    ending = _Ending(schedule, Average(optim), guide)
+    try:
+        history = train(
+            svi,
+            lambda _: Arguments(args, kwargs),
+            budget,
+            callbacks=[ending],
+            progress=progress,
+            description="fit",
+            checkpoint=checkpoint,
+            every=every,
+            keep=keep,
+            resume=resume,
+        )
+    except StopTraining as error:  # at once: what the folder holds is complete
+        history = error.history  # type: ignore[attr-defined]
+    history.stopped = schedule.finished
+    ending.average.restore()
+    with Progress(progress, 1, "k-hat") as bar:
+        k_hat, share, reason = _k_hat(model, guide, args, kwargs)
+        bar.update()
     values = next(iter(history.values()))
     final = values[-max(1, len(values) // 10) :]
     mean = sum(final) / len(final)
@@ -176,147 +198,58 @@ def _check_loss(loss: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Non
         check_takes("loss", loss, None, None, *args, **kwargs)
 
 
-class _BoundSVI(SVI):
-    """Steps with arguments of its own, and looks at what a function in place of an ELBO returns."""
+class _SVI(SVI):
+    """Takes no step after the last, and looks at what a function in place of an ELBO returns."""
 
-    arguments: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
+    schedule: Schedule
 
     def __init__(self, model: Any, guide: Any, optim: Any, loss: Any) -> None:
         super().__init__(model, guide, optim, loss)
         if not isinstance(loss, ELBO):
-            self._unchecked, self.loss_and_grads = self.loss_and_grads, self._checked
+            self.loss_and_grads = _checked(self.loss_and_grads)
 
-    def _checked(self, *args: Any, **kwargs: Any) -> Tensor:
-        value: Any = self._unchecked(*args, **kwargs)
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        if self.schedule.finished:
+            raise StopTraining
+        return super().step(*args, **kwargs)
+
+
+def _checked(loss_and_grads: Callable[..., Any]) -> Callable[..., Tensor]:
+    def checked(*args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
+        value: Any = loss_and_grads(*args, **kwargs)
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise ValueError(f"`loss` must return a scalar tensor, returned {describe(value)}")
         return value
 
-    def step(self) -> Any:
-        args, kwargs = self.arguments
-        return super().step(*args, **kwargs)
+    return checked
 
 
-# ---------------------------------------------------------------------------------------- schedule
+class _Ending:
+    """What comes after a step, until the schedule is at its end; a checkpoint has its state."""
 
+    def __init__(self, schedule: Schedule, average: Average, guide: Any) -> None:
+        self.schedule, self.average, self.guide = schedule, average, guide
 
-class _Schedule:
-    """Warm-up, a constant phase until the loss is level, and a cosine to the end."""
+    def __call__(self, step: int, value: Any, _: Any) -> None:
+        self.schedule.advance(float(value[0] if isinstance(value, tuple) else value))
+        if self.schedule.averages:
+            self.average.update()
+        if self.schedule.finished:
+            raise StopTraining
 
-    def __init__(
-        self, budget: int, max_seconds: float | None, annealing: float, start: float
-    ) -> None:
-        self.budget, self.max_seconds, self.annealing = budget, max_seconds, annealing
-        self.start = start
-        self.step = 0
-        self.progress = 0.0
-        self.cooling_from: float | None = None
-        self.level = False
-        self._window: list[float] = []
-        self._window_from = 0.0
-        self._last_window: list[float] | None = None
+    def state_dict(self) -> dict[str, Any]:
+        scale = getattr(self.guide, "scale_report", None)
+        return {
+            "schedule": self.schedule.state_dict(),
+            "average": self.average.state_dict(),
+            "scale": None if scale is None else tuple(scale),
+        }
 
-    @property
-    def cooled(self) -> float:
-        """Share of the cooling that is over. It takes half of the budget, or what is left."""
-        if self.cooling_from is None:
-            return 0.0
-        length = min(1 - _LAST_FIRST_PHASE, 1 - self.cooling_from)
-        if length <= 0:
-            return 1.0  # the first step was the last
-        return min(1.0, (self.progress - self.cooling_from) / length)
-
-    @property
-    def rate(self) -> float:
-        """The learning rate, relative to the first."""
-        warm_up = min(1.0, (self.progress + 1e-3) / _WARM_UP)
-        cosine = (1 + math.cos(math.pi * self.cooled)) / 2
-        return warm_up * (_FINAL_RATE + (1 - _FINAL_RATE) * cosine)
-
-    @property
-    def temperature(self) -> float:
-        """The power of the model's density."""
-        if not self.annealing:
-            return 1.0
-        risen = self.progress / (self.annealing * _LAST_FIRST_PHASE)
-        return min(1.0, _FIRST_POWER + (1 - _FIRST_POWER) * risen)
-
-    @property
-    def averages(self) -> bool:
-        """Whether iterates are being averaged."""
-        return self.cooled >= 1 - _AVERAGED
-
-    @property
-    def finished(self) -> bool:
-        """Whether the rate is at its end."""
-        return self.cooled >= 1.0
-
-    def advance(self, loss: float) -> None:
-        """Takes in the loss of a step."""
-        self.step += 1
-        self.progress = self.step / self.budget
-        if self.max_seconds is not None:
-            elapsed = (time.perf_counter() - self.start) / self.max_seconds
-            self.progress = max(self.progress, min(1.0, elapsed))
-        if self.cooling_from is not None:
-            return
-        if self.temperature < 1.0:
-            self._window_from = self.progress
-            return
-        self._window.append(loss)
-        if self.progress - self._window_from >= _WINDOW:
-            self.level = self._is_level()
-            self._last_window, self._window = self._window, []
-            self._window_from = self.progress
-        if self.level or self.progress >= _LAST_FIRST_PHASE:
-            self.cooling_from = self.progress
-
-    def _is_level(self) -> bool:
-        before, now = self._last_window, self._window
-        if before is None or min(len(before), len(now)) < 50:
-            return False
-        old, new = torch.tensor(before).double(), torch.tensor(now).double()
-        # A few diverging draws must not hide the trend: trim a hundredth on either side.
-        old, new = (x.sort().values[len(x) // 100 : len(x) - len(x) // 100] for x in (old, new))
-        error = math.hypot(old.std() / len(old) ** 0.5, new.std() / len(new) ** 0.5)
-        return float(old.mean() - new.mean()) < max(2 * error, _LEVEL)
-
-
-def _tempered(model: Callable[..., Any], schedule: _Schedule) -> Callable[..., Any]:
-    if not schedule.annealing:
-        return model
-
-    def tempered(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        power = schedule.temperature
-        if power >= 1.0:
-            return model(*args, **kwargs)
-        with poutine.scale(scale=power):
-            return model(*args, **kwargs)
-
-    return tempered
-
-
-class _Average:
-    """The mean of the parameters over the steps at which it was updated."""
-
-    def __init__(self, optim: pyro.optim.PyroOptim) -> None:
-        self.optim = optim
-        self.count = 0
-        self.means: dict[Tensor, Tensor] = {}
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Takes in the present parameters."""
-        self.count += 1
-        for param in self.optim.optim_objs:
-            mean = self.means.setdefault(param, torch.zeros_like(param))
-            mean.lerp_(param, 1 / self.count)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Puts the means in place of the parameters."""
-        for param, mean in self.means.items():
-            param.copy_(mean)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.schedule.load_state_dict(state["schedule"])
+        self.average.load_state_dict(state["average"])
+        if state["scale"] is not None:
+            self.guide.scale_report = ScaleReport(*state["scale"])
 
 
 # ------------------------------------------------------------------------------------ what it needs

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_sig._program_run import check_takes
-from pyro_sig.distributions.components import check_positive
-from pyro_sig.infer._checks import check_callable, describe
+from pyro_sig._arguments import check_integer, describe, refusal
+from pyro_sig._functions import check_callable, check_takes
+from pyro_sig._progress import Progress
 
 __all__ = ["GradientNoise", "gradient_noise"]
 
@@ -40,6 +40,8 @@ def gradient_noise(
     parameters: Iterable[Tensor],
     num_repeats: int = 100,
     exact: Iterable[Tensor] | None = None,
+    *,
+    progress: bool | None = None,
 ) -> GradientNoise:
     r"""Measures the noise of a gradient by repeating it.
 
@@ -53,6 +55,8 @@ def gradient_noise(
     :param parameters: tensors with a gradient. Their ``grad`` is left alone.
     :param int num_repeats: number R of gradients, at least 2.
     :param exact: a gradient for each parameter, to compare the mean with.
+    :param bool progress: show a bar; None does where someone watches: on a terminal or in a
+        notebook, not under CI.
     :return: sizes of the mean gradient and of its noise.
     :raises ValueError: for fewer than two repeats, no parameters, or ``exact`` of other shapes.
 
@@ -64,24 +68,26 @@ def gradient_noise(
         >>> 2.8 < noise.variance < 3.2
         True
     """
-    check_positive("num_repeats", num_repeats)
-    if num_repeats < 2:
-        raise ValueError(f"`num_repeats` must be at least 2, was {num_repeats}")
+    check_integer("num_repeats", num_repeats, 2)
     check_callable("loss_fn", loss_fn)
     check_takes("loss_fn", loss_fn)
     wanted = _tensors("parameters", parameters)
     if not wanted:
         raise ValueError("`parameters` must hold at least one tensor, was empty")
     if not all(w.requires_grad for w in wanted):
-        raise ValueError("`parameters` must require a gradient, but some do not")
+        raise ValueError(
+            "`parameters` must require a gradient, but some do not; call requires_grad_()"
+        )
     truth = None if exact is None else _flat(wanted, _tensors("exact", exact))
     mean, squares = torch.zeros((), dtype=torch.float64), 0.0
-    for repeat in range(1, num_repeats + 1):  # Welford's recursion: nothing cancels
-        grads = torch.autograd.grad(_scalar(loss_fn()), wanted, allow_unused=True)
-        grad = _flat(wanted, list(grads))
-        change = grad - mean
-        mean = mean + change / repeat
-        squares += torch.dot(change, grad - mean).item()
+    with Progress(progress, num_repeats, "gradients") as bar:
+        for repeat in range(1, num_repeats + 1):  # Welford's recursion: nothing cancels
+            grads = torch.autograd.grad(_scalar(loss_fn()), wanted, allow_unused=True)
+            grad = _flat(wanted, list(grads))
+            change = grad - mean
+            mean = mean + change / repeat
+            squares += torch.dot(change, grad - mean).item()
+            bar.update()
     variance = squares / (num_repeats - 1)
     mean_square = mean.square().sum().item() - variance / num_repeats
     ratio = variance / mean_square if mean_square > 0 else float("inf")
@@ -96,7 +102,7 @@ def _tensors(name: str, given: Iterable[Tensor]) -> list[Tensor]:
     # A tensor can be gone through too, but its rows are no parameters.
     tensors = list(given) if isinstance(given, Iterable) and not _is_array(given) else [None]
     if not all(isinstance(tensor, Tensor) for tensor in tensors):
-        raise ValueError(f"`{name}` must be an iterable of tensors, was {describe(given)}")
+        raise refusal(name, "an iterable of tensors", given)
     return tensors  # type: ignore[return-value]
 
 

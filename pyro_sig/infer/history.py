@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from pyro_sig._arguments import check_instance
+
 __all__ = ["History"]
 
 
@@ -57,8 +59,7 @@ class History(Mapping[str, list[float]]):
 
         :param losses: losses by name.
         """
-        if not isinstance(losses, Mapping):
-            raise ValueError(f"`losses` must be losses by name, was {losses!r}")
+        check_instance("losses", losses, Mapping, "losses by name")
         for name in losses:
             self._losses.setdefault(name, [math.nan] * self.num_steps)
         for name, values in self._losses.items():

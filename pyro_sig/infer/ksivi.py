@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_sig.infer._checks import check_elbo, check_number
+from pyro_sig._arguments import check_choice, check_number, refusal
+from pyro_sig.infer._check_elbo import check_elbo
 from pyro_sig.infer._objective import Joint, SemiImplicitObjective
 
 __all__ = ["KSIVI"]
@@ -63,19 +64,15 @@ class KSIVI(SemiImplicitObjective):
         bandwidth: float | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        if not isinstance(kernel, str) or kernel not in ("imq", "rbf"):
-            raise ValueError(f"`kernel` must be 'imq' or 'rbf', was {kernel!r}")
-        if not isinstance(statistic, str) or statistic not in ("u", "v"):
-            raise ValueError(f"`statistic` must be 'u' or 'v', was {statistic!r}")
+        check_choice("kernel", kernel, ("imq", "rbf"))
+        check_choice("statistic", statistic, ("u", "v"))
         if bandwidth is not None:
-            bandwidth = check_number("bandwidth", bandwidth, positive=True)
+            bandwidth = check_number("bandwidth", bandwidth, above=0)
         kwargs.setdefault("num_particles", 100)
         check_elbo(**kwargs)
         if kwargs["num_particles"] < 2:
-            raise ValueError(
-                f"`num_particles` must be at least 2: draws are compared in pairs; was "
-                f"{kwargs['num_particles']}"
-            )
+            must_be = "at least 2, since draws are compared in pairs"
+            raise refusal("num_particles", must_be, kwargs["num_particles"])
         super().__init__(**kwargs)
         self.kernel, self.statistic, self.bandwidth = kernel, statistic, bandwidth
 

@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI
 
+from pyro_sig._arguments import check_integer, refusal
 from pyro_sig._random_state import preserved_random_state
 from pyro_sig.infer.sig_elbo import SIG_ELBO
 
@@ -57,9 +58,8 @@ def mixing_gap(svi: SVI, *args: Any, factor: int = 4, **kwargs: Any) -> float:  
     """
     elbo = sig_elbo_of(svi)
     if elbo is None:
-        raise ValueError(f"`svi` must be SVI with the loss SIG_ELBO, was {svi!r}")
-    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 2:
-        raise ValueError(f"`factor` must be an integer of at least 2, was {factor!r}")
+        raise refusal("svi", "SVI with the loss SIG_ELBO", svi)
+    check_integer("factor", factor, 2, int)
     more = copy.copy(elbo)
     more.num_mixing = factor * elbo.num_mixing
     with preserved_random_state():
@@ -71,7 +71,9 @@ def mixing_gap(svi: SVI, *args: Any, factor: int = 4, **kwargs: Any) -> float:  
             rows = math.prod(frame.full_size or frame.size for frame in site["cond_indep_stack"])
             num_rows = max(num_rows, float(rows))
     if num_rows == 0:
-        raise ValueError("`svi` must have a model with observed rows, had none")
+        raise ValueError(
+            "`svi` must have a model with observed rows, had none; pass the data after `svi`"
+        )
     return (few - many) / num_rows
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_sig._arguments import check_instance
+from pyro_sig._show_settings import show_settings
 from pyro_sig.infer._objective import Draw, InnerNetworks, Joint, SemiImplicitObjective
 
 __all__ = ["MixtureScore", "PathGradient_ELBO", "ScoreEstimator"]
@@ -25,6 +27,8 @@ class ScoreEstimator:
         >>> isinstance(MixtureScore(), ScoreEstimator)
         True
     """
+
+    __repr__ = show_settings
 
     def __init__(self) -> None:
         self.inner: dict[str, InnerNetworks] = {}
@@ -100,8 +104,7 @@ class PathGradient_ELBO(SemiImplicitObjective):  # noqa: N801 - Pyro's way to na
 
     def __init__(self, score: ScoreEstimator | None = None, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(**kwargs)
-        if score is not None and not isinstance(score, ScoreEstimator):
-            raise ValueError(f"`score` must be a ScoreEstimator, was {type(score).__name__}")
+        check_instance("score", score, (ScoreEstimator, type(None)), "a ScoreEstimator")
         self.score = MixtureScore() if score is None else score
         self.inner = self.score.inner
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_sig._arguments import check_number
 from pyro_sig.distributions import ParticleMixing
-from pyro_sig.infer._checks import check_number
 from pyro_sig.infer._objective import Joint
 from pyro_sig.infer.path_gradient import PathGradient_ELBO
 
@@ -65,8 +65,8 @@ class PVI(PathGradient_ELBO):
         noise: float = 1e-4,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        step_size = check_number("step_size", step_size, positive=True)
-        noise = check_number("noise", noise)
+        step_size = check_number("step_size", step_size, above=0)
+        noise = check_number("noise", noise, least=0)
         kwargs.setdefault("num_particles", 100)
         super().__init__(**kwargs)
         self.step_size, self.noise = step_size, noise

@@ -12,12 +12,13 @@ from pyro.infer import TraceEnum_ELBO
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_sig._arguments import check_integer
 from pyro_sig._rank_sum import own_share
+from pyro_sig._show_settings import show_settings
 from pyro_sig.distributions import BackwardReport, PsiPosterior, Responsibility, TopK
 from pyro_sig.distributions.backward_modes import backward_mode
-from pyro_sig.distributions.components import check_positive
 from pyro_sig.distributions.psi_posterior import resample_psi, weigh_psi
-from pyro_sig.infer._checks import check_elbo
+from pyro_sig.infer._check_elbo import check_elbo
 from pyro_sig.infer._direct_bound import direct_bound, large_bound, stream_psi
 from pyro_sig.infer._marginalize import (
     MarginalizeImplicit,
@@ -93,6 +94,8 @@ class SIG_ELBO(TraceEnum_ELBO):
         True
     """
 
+    __repr__ = show_settings
+
     def __init__(
         self,
         num_mixing: int,
@@ -101,10 +104,10 @@ class SIG_ELBO(TraceEnum_ELBO):
         mixing_group: Any = None,  # noqa: ANN401
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        check_positive("num_mixing", num_mixing)
+        check_integer("num_mixing", num_mixing, 1)
         if chunk_size is not None:
-            check_positive("chunk_size", chunk_size)
-        self._mode = backward_mode(backward)
+            check_integer("chunk_size", chunk_size, 1)
+        self._backward = backward_mode(backward)
         own_share(num_mixing, mixing_group)
         check_elbo(**kwargs)
         self.mixing_group = mixing_group
@@ -155,7 +158,9 @@ class SIG_ELBO(TraceEnum_ELBO):
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict
     ) -> Tensor | None:
         """The loss of a program that needs no enumeration, else None."""
-        must_stream = any(x is not None for x in (self.chunk_size, self._mode, self.mixing_group))
+        must_stream = any(
+            x is not None for x in (self.chunk_size, self._backward, self.mixing_group)
+        )
         if not must_stream and (self._enumerates or self.vectorize_particles):
             return None
         self._find_plates(model, guide, args, kwargs)
@@ -186,9 +191,9 @@ class SIG_ELBO(TraceEnum_ELBO):
         messenger: MarginalizeImplicit,
     ) -> Tensor | str:
         program = (model, guide, args, kwargs, messenger, self.chunk_size)
-        if self._mode is None:
+        if self._backward is None:
             return direct_bound(*program)
-        found = large_bound(*program, self._mode)
+        found = large_bound(*program, self._backward)
         if isinstance(found, str):
             return found
         bound, report = found
@@ -276,7 +281,7 @@ class SIG_ELBO(TraceEnum_ELBO):
         argument = "`chunk_size` must be None"
         if self.chunk_size is None:
             argument = "`mixing_group` must be None"
-        if self._mode is not None:
+        if self._backward is not None:
             argument = "`backward` must be 'exact'"
         return ValueError(
             f"{argument} unless the program has one implicit site, one observed "

@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pyro_sig.distributions.components import check_positive
-from pyro_sig.infer._checks import check_sizes
+from pyro_sig._arguments import check_integer, check_sizes
 from pyro_sig.infer._objective import InnerNetworks, Joint, SemiImplicitObjective
 from pyro_sig.infer._standardize import Standardize
 from pyro_sig.nn import MLP
@@ -75,11 +74,12 @@ class SIVISM(SemiImplicitObjective):
         learning_rate: float = 2e-3,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        check_positive("inner_steps", inner_steps)
+        check_integer("inner_steps", inner_steps, 1)
         hidden_dims = check_sizes("hidden_dims", hidden_dims)
         kwargs.setdefault("num_particles", 64)
         super().__init__(**kwargs)
-        self.inner_steps = inner_steps
+        self.hidden_dims, self.inner_steps = hidden_dims, inner_steps
+        self.learning_rate = learning_rate
         self.inner = {"witness": InnerNetworks(lambda z: _Witness(z, hidden_dims), learning_rate)}
 
     def _surrogate(self, joints: list[Joint], train: bool) -> tuple[float, Tensor]:

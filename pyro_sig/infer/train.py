@@ -15,11 +15,11 @@ import torch
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch.optim.lr_scheduler import LRScheduler
 
+from pyro_sig._arguments import check_choice, check_flag, check_integer, describe, refusal
 from pyro_sig.infer._bad_site import find_bad_site
 from pyro_sig.infer._batches import Cycle, arguments_of
-from pyro_sig.infer._checks import check_flag, describe
 from pyro_sig.infer._gradient_guard import BadGradient, GradientGuard
-from pyro_sig.infer._progress_bar import NoProgress, ProgressBar
+from pyro_sig.infer._progress_bar import LossBar
 from pyro_sig.infer._run_state import RunState
 from pyro_sig.infer._training_check import TrainingCheck
 from pyro_sig.infer.history import History
@@ -115,7 +115,7 @@ def train(
     num_steps: int,
     *,
     callbacks: Iterable[Callable[[int, Any, Any], object] | LRScheduler] = (),
-    progress: bool = True,
+    progress: bool | None = None,
     description: str | None = None,
     check_training: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -167,7 +167,9 @@ def train(
         step, with the step number counted from 0 and what the step returned. Raising
         :class:`StopTraining` ends the run; what they return is ignored. A learning-rate schedule
         of torch among them advances by one.
-    :param progress: show a bar with the smoothed loss and the learning rate.
+    :param progress: show a bar with the smoothed loss and the learning rate; None does where
+        someone watches: on a terminal or in a notebook, not under CI. False is for bars of what
+        runs inside too.
     :param description: text in front of the bar, for a script that shows several.
     :param check_training: look for what does not train, as said above.
     :param checkpoint: a folder for the checkpoints of this run alone, made if need be.
@@ -203,19 +205,13 @@ def train(
         (100, True)
     """
     if not callable(getattr(inference, "step", None)):
-        raise ValueError(
-            f"`inference` must have a method `step`, but was {type(inference).__name__}."
-        )
-    if isinstance(num_steps, bool) or not (isinstance(num_steps, int) and num_steps >= 0):
-        raise ValueError(f"`num_steps` must be zero or a positive integer, but was {num_steps!r}.")
-    if on_non_finite not in ("raise", "skip", "ignore"):
-        raise ValueError(
-            f'`on_non_finite` must be "raise", "skip" or "ignore", was {on_non_finite!r}'
-        )
+        raise refusal("inference", "an object with a method `step`", inference)
+    check_integer("num_steps", num_steps, 0, int)
+    check_choice("on_non_finite", on_non_finite, ("raise", "skip", "ignore"))
     check_flag("check_training", check_training)
     is_path = isinstance(checkpoint, (str, os.PathLike)) and str(checkpoint) != ""
     if checkpoint is not None and not is_path:
-        raise ValueError(f"`checkpoint` must be the path of a folder, was {describe(checkpoint)}")
+        raise refusal("checkpoint", "the path of a folder", checkpoint)
     iterable = isinstance(callbacks, Iterable) and not isinstance(callbacks, torch.Tensor)
     given = list(callbacks) if iterable else [None]
     calls = _check_callbacks(given, callbacks)
@@ -229,7 +225,7 @@ def train(
         run = RunState(checkpoint, every, keep, resume, inference, given, cursor, history)
     guard = None if on_non_finite == "ignore" else GradientGuard()
     in_a_row = 0
-    meter = NoProgress()
+    meter = LossBar(progress, num_steps, description)
     start = time.perf_counter()
     before = 0.0
     try:
@@ -240,8 +236,8 @@ def train(
             before = history.seconds
             if done == num_steps:
                 run.finish(arguments_of(batches), num_steps)
-        if progress:
-            meter = ProgressBar(num_steps, description, done)
+        meter.done = done
+        meter.__enter__()
         for step in range(done, num_steps):
             args, kwargs = arguments(step)
             if step == done and isinstance(inference, torch.optim.Optimizer):
@@ -264,18 +260,21 @@ def train(
                 in_a_row = 0
             losses = _as_losses(result, step, getattr(inference, "loss_names", None))
             history.append(losses)
+            at = (step, history, inference, args, kwargs, run)
             if skipped and (on_non_finite == "raise" or in_a_row == _MAX_SKIPPED):
-                raise _gradient_error(skipped, step, history, inference, args, kwargs, run)
+                what = f"the gradient of {_listed(skipped)} was not finite"
+                raise _error(NonFiniteGradientError, what, *at, names=skipped)
             if on_non_finite == "raise":
                 for name, value in losses.items():
                     if not math.isfinite(value):
-                        raise _loss_error(name, value, step, history, inference, args, kwargs, run)
+                        what = f"{name!r} was {value}"
+                        raise _error(NonFiniteLossError, what, *at, name=name, value=value)
             if check is not None and not skipped:
                 check.check(inference)
                 check.plates.check([*args, *kwargs.values()])
             if not skipped:
                 _advance_schedule(inference, losses)
-            meter.update(losses, inference)
+            meter.step(losses, inference)
             try:
                 for callback in calls:
                     callback(step, result, inference)
@@ -294,7 +293,7 @@ def train(
         raise
     finally:
         history.seconds = before + time.perf_counter() - start
-        meter.close()
+        meter.__exit__()
         if run is not None:
             run.close()
     return history
@@ -303,7 +302,7 @@ def train(
 def _check_closure(optimizer: torch.optim.Optimizer, args: tuple) -> None:
     if not all(map(callable, args)):
         raise ValueError(
-            "`inference` must have a `step` that takes the batches, as SVI has, but was an "
+            "`inference` must have a `step` that takes the batches, as SVI has, was an "
             f"optimiser, {type(optimizer).__name__}, which takes a function"
         )
 
@@ -313,39 +312,25 @@ def _nothing(history: History, inference: Any) -> dict[str, float]:
     return dict.fromkeys(names, math.nan)
 
 
-def _gradient_error(
-    names: list[str],
+def _error(
+    kind: type[NonFiniteError],
+    what: str,
     step: int,
     history: History,
     inference: Any,
     args: tuple,
     kwargs: dict[str, Any],
     run: RunState | None,
-) -> NonFiniteGradientError:
-    listed = ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "")
-    what = f"the gradient of {listed} was not finite"
+    **found: Any,
+) -> NonFiniteError:
     site = find_bad_site(inference, args, kwargs)
-    saved = None if run is None else run.last_good
-    error = NonFiniteGradientError(what, step, history, site, saved)
-    error.names = names
+    error = kind(what, step, history, site, None if run is None else run.last_good)
+    vars(error).update(found)
     return error
 
 
-def _loss_error(
-    name: str,
-    value: float,
-    step: int,
-    history: History,
-    inference: Any,
-    args: tuple,
-    kwargs: dict[str, Any],
-    run: RunState | None,
-) -> NonFiniteLossError:
-    site = find_bad_site(inference, args, kwargs)
-    saved = None if run is None else run.last_good
-    error = NonFiniteLossError(f"{name!r} was {value}", step, history, site, saved)
-    error.name, error.value = name, value
-    return error
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "")
 
 
 def _warn_of_small_mixing(inference: Any, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -365,7 +350,7 @@ def _warn_of_small_mixing(inference: Any, args: tuple, kwargs: dict[str, Any]) -
 def _check_callbacks(given: list[Any], callbacks: Any) -> list[Callable[[int, Any, Any], object]]:
     calls = [_advance(c) if isinstance(c, LRScheduler) else c for c in given]
     if not all(callable(callback) for callback in calls):
-        raise ValueError(f"`callbacks` must be an iterable of callables, but was {callbacks!r}.")
+        raise refusal("callbacks", "an iterable of callables", callbacks)
     return calls
 
 
@@ -387,7 +372,7 @@ def _as_losses(result: Any, step: int, names: Sequence[str] | None) -> dict[str,
     except (TypeError, ValueError, RuntimeError):  # the last by a tensor of several elements
         raise ValueError(
             "`inference.step` must return a float, or a tuple or dict of floats, "
-            f"but returned {result!r} at step {step}."
+            f"returned {describe(result)} at step {step}"
         ) from None
 
 

@@ -8,13 +8,12 @@ import torch
 from pyro.ops.integrator import velocity_verlet
 from torch import Tensor
 
+from pyro_sig._arguments import check_integer, check_number
 from pyro_sig.distributions.components import (
-    check_positive,
     component_log_prob,
     run_conditional,
 )
 from pyro_sig.distributions.mixing_noise import noise_law, push_noise
-from pyro_sig.infer._checks import check_integer, check_number
 from pyro_sig.infer._objective import Draw, batch_law, real_noise
 from pyro_sig.infer.path_gradient import PathGradient_ELBO, ScoreEstimator
 
@@ -54,12 +53,12 @@ class HMCScore(ScoreEstimator):
     ) -> None:
         super().__init__()
         for name, size in (("num_samples", num_samples), ("num_leapfrog", num_leapfrog)):
-            check_positive(name, size)
+            check_integer(name, size, 1)
         check_integer("num_burn", num_burn)
-        step_size = check_number("step_size", step_size, positive=True)
+        step_size = check_number("step_size", step_size, above=0)
         self.num_burn, self.num_samples = num_burn, num_samples
         self.num_leapfrog = num_leapfrog
-        self.first_step_size = step_size
+        self.step_size = step_size
         self.step_sizes: dict[str, float] = {}
 
     def __call__(self, draw: Draw, train: bool) -> Tensor:
@@ -74,7 +73,7 @@ class HMCScore(ScoreEstimator):
         value = draw.value.detach()
         conditional = draw.distribution.conditional
         rows = law.batch_shape
-        size = self.step_sizes.get(draw.name, self.first_step_size)
+        size = self.step_sizes.get(draw.name, self.step_size)
 
         def components(noise: Tensor) -> Any:  # noqa: ANN401 - any distribution
             psi = push_noise(mixing, noise)

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from pyro_sig.nn._checks import Device, Dtype, check_event, make_module
+from pyro_sig._arguments import Device, Dtype, check_like
+from pyro_sig.nn._make_module import make_module
 
 
 class ImageGenerator(nn.Module):
@@ -20,7 +21,7 @@ class ImageGenerator(nn.Module):
         :return: images, with shape ``[*, channels, image_size, image_size]``.
         :raises ValueError: if `noise` has another last dimension.
         """
-        check_event("noise", noise, (self.noise_dim,), next(self.parameters()))
+        check_like("noise", noise, (self.noise_dim,), next(self.parameters()))
         batch = noise.shape[:-1]
         images = self.layers(noise.reshape(batch.numel(), self.noise_dim))
         return images.reshape(batch + images.shape[1:])
@@ -40,7 +41,7 @@ class ImageCritic(nn.Module):
         :return: activations, with shape ``[*, F]``.
         :raises ValueError: if `x` has another shape.
         """
-        check_event("x", x, self.image_shape, next(self.parameters()))
+        check_like("x", x, self.image_shape, next(self.parameters()))
         batch = x.shape[:-3]
         hidden = self.hidden(x.reshape(batch.numel(), *self.image_shape))
         return hidden.reshape(batch + hidden.shape[1:])

@@ -5,14 +5,9 @@ from typing import Any
 
 from torch import nn
 
-from pyro_sig.nn._checks import (
-    Device,
-    Dtype,
-    check_parameters,
-    make_module,
-    positive_integer,
-)
+from pyro_sig._arguments import Device, Dtype, check_device, check_integer, floating, refusal
 from pyro_sig.nn._image_networks import ImageCritic, ImageGenerator, initialise, normalise
+from pyro_sig.nn._make_module import make_module
 
 __all__ = ["DCGANCritic", "DCGANGenerator"]
 
@@ -59,10 +54,11 @@ class DCGANGenerator(ImageGenerator):
         dtype: Dtype = None,
     ) -> None:
         super().__init__()
-        check_parameters(device, dtype)
-        self.noise_dim = positive_integer("noise_dim", noise_dim)
-        positive_integer("channels", channels)
-        positive_integer("width", width)
+        floating(dtype)
+        check_device(device)
+        self.noise_dim = check_integer("noise_dim", noise_dim, 1, int)
+        check_integer("channels", channels, 1, int)
+        check_integer("width", width, 1, int)
         start, doublings = _start_size(image_size)
         # A normalisation subtracts the mean: a bias before it would do nothing.
         options: dict[str, Any] = {"bias": norm is None, "device": device, "dtype": dtype}
@@ -121,10 +117,11 @@ class DCGANCritic(ImageCritic):
         dtype: Dtype = None,
     ) -> None:
         super().__init__()
-        check_parameters(device, dtype)
-        maps = positive_integer("width", width)
+        floating(dtype)
+        check_device(device)
+        maps = check_integer("width", width, 1, int)
         size, halvings = _start_size(image_size)
-        self.image_shape = (positive_integer("channels", channels), image_size, image_size)
+        self.image_shape = (check_integer("channels", channels, 1, int), image_size, image_size)
         layers: list[nn.Module] = [
             nn.Conv2d(channels, maps, 4, 2, 1, device=device, dtype=dtype),
             nn.LeakyReLU(0.2),
@@ -141,12 +138,10 @@ class DCGANCritic(ImageCritic):
 
 def _start_size(image_size: int) -> tuple[int, int]:
     """Return the smallest map size and how often it is doubled."""
-    positive_integer("image_size", image_size)
+    check_integer("image_size", image_size, 1, int)
     if image_size == 28:
         return 7, 2
     doublings = image_size.bit_length() - 3
     if doublings < 1 or image_size != 4 * 2**doublings:
-        raise ValueError(
-            f"`image_size` must be 28 or one of 8, 16, 32, 64, ..., was {image_size!r}"
-        )
+        raise refusal("image_size", "28 or one of 8, 16, 32, 64, ...", image_size)
     return 4, doublings

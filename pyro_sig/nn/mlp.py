@@ -5,14 +5,18 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from pyro_sig.nn._checks import (
+from pyro_sig._arguments import (
     Device,
     Dtype,
-    check_event,
-    check_parameters,
-    make_module,
-    positive_integer,
+    check_device,
+    check_instance,
+    check_integer,
+    check_like,
+    check_sizes,
+    floating,
+    refusal,
 )
+from pyro_sig.nn._make_module import make_module
 
 __all__ = ["MLP", "Encoder", "Joint"]
 
@@ -55,17 +59,13 @@ class MLP(nn.Module):
         dtype: Dtype = None,
     ) -> None:
         super().__init__()
-        if not isinstance(hidden_features, Sequence):
-            raise ValueError(
-                f"`hidden_features` must be a sequence of sizes, was {hidden_features!r}"
-            )
-        check_parameters(device, dtype)
-        self.in_features = positive_integer("in_features", in_features)
-        self.out_features = positive_integer("out_features", out_features)
+        floating(dtype)
+        check_device(device)
+        self.in_features = check_integer("in_features", in_features, 1, int)
+        self.out_features = check_integer("out_features", out_features, 1, int)
         layers: list[nn.Module] = []
         size = in_features
-        for hidden in hidden_features:
-            positive_integer("hidden_features", hidden)
+        for hidden in check_sizes("hidden_features", hidden_features, int):
             layers.append(nn.Linear(size, hidden, device=device, dtype=dtype))
             layers.append(make_module("activation", activation))
             size = hidden
@@ -79,7 +79,7 @@ class MLP(nn.Module):
         :return: activations, with shape ``[*, hidden_features[-1]]``.
         :raises ValueError: if `x` has another last dimension.
         """
-        check_event("x", x, (self.in_features,), self.head.bias)
+        check_like("x", x, (self.in_features,), self.head.bias)
         return self.hidden(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,21 +106,19 @@ class Joint(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        if not isinstance(net, nn.Module):
-            raise ValueError(f"`net` must be a module, was {net!r}")
+        check_instance("net", net, nn.Module)
         self.net = net
 
     def forward(self, *values: Tensor) -> Tensor:
         """Evaluate the network at values of shapes ``[N, *]``."""
         if not all(isinstance(value, Tensor) and value.dim() for value in values):
-            names = [type(value).__name__ for value in values]
-            raise ValueError(f"`values` must be tensors of shapes [N, *], had {names}")
+            raise refusal("values", "tensors of shapes [N, *]", values)
         rows = [len(value) for value in values]
         if len(set(rows)) != 1:
             raise ValueError(f"`values` must have the same number of rows, had {rows}")
-        kinds = {(str(value.device), value.layout) for value in values}
+        kinds = {(value.device, value.layout) for value in values}
         if len(kinds) != 1 or values[0].layout != torch.strided:
-            raise ValueError(f"`values` must be dense tensors on one device, had {kinds}")
+            raise refusal("values", "dense tensors on one device", values)
         flat = [value.flatten(1) if value.dim() > 1 else value.unsqueeze(1) for value in values]
         return self.net(torch.cat(flat, -1))
 
@@ -165,7 +163,7 @@ class Encoder(nn.Module):
         dtype: Dtype = None,
     ) -> None:
         super().__init__()
-        outputs = 2 * positive_integer("latent_dim", latent_dim)
+        outputs = 2 * check_integer("latent_dim", latent_dim, 1, int)
         self.net = MLP(
             in_features, hidden_features, outputs, activation, device=device, dtype=dtype
         )

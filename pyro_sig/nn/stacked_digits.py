@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pyro_sig.nn._checks import Device, Dtype, check_parameters, positive_integer
+from pyro_sig._arguments import Device, Dtype, check_device, check_integer, floating
 from pyro_sig.nn._image_networks import ImageCritic, ImageGenerator, initialise, normalise
 
 __all__ = ["StackedDigitsCritic", "StackedDigitsGenerator"]
@@ -47,9 +47,10 @@ class StackedDigitsGenerator(ImageGenerator):
         dtype: Dtype = None,
     ) -> None:
         super().__init__()
-        check_parameters(device, dtype)
-        self.noise_dim = positive_integer("noise_dim", noise_dim)
-        maps = 64 * positive_integer("width", width)
+        floating(dtype)
+        check_device(device)
+        self.noise_dim = check_integer("noise_dim", noise_dim, 1, int)
+        maps = 64 * check_integer("width", width, 1, int)
         # A normalisation subtracts the mean: a bias before it would do nothing.
         options: dict[str, Any] = {"bias": norm is None, "device": device, "dtype": dtype}
         self.layers = nn.Sequential(
@@ -106,8 +107,9 @@ class StackedDigitsCritic(ImageCritic):
         dtype: Dtype = None,
     ) -> None:
         super().__init__()
-        check_parameters(device, dtype)
-        maps = 8 * positive_integer("width", width)
+        floating(dtype)
+        check_device(device)
+        maps = 8 * check_integer("width", width, 1, int)
         options: dict[str, Any] = {"bias": norm is None, "device": device, "dtype": dtype}
         self.image_shape = (3, 28, 28)
         self.hidden = nn.Sequential(

@@ -461,8 +461,8 @@ class Wrong(nn.Module):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda out: (out, out), "return a floating point tensor, but returned tuple"),
-        (lambda out: out.long(), "return a floating point tensor, but returned torch.int64"),
+        (lambda out: (out, out), "return a floating point tensor, returned tuple"),
+        (lambda out: out.long(), "return a floating point tensor, returned torch.int64"),
         (lambda out: out[:3], r"of shape \(6, 2\).* returned \(3, 2\)"),
         (lambda out: out[:, :1], r"of shape \(6, 2\).* returned \(6, 1\)"),
         (lambda out: out.sum(), r"of shape \(6, 2\).* returned \(\)"),

@@ -904,8 +904,8 @@ def test_batch_normalised_critic_warns():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"critic_steps": 0}, "`critic_steps` must be an integer of at least 1"),
-        ({"critic_steps": True}, "`critic_steps` must be an integer"),
+        ({"critic_steps": 0}, "`critic_steps` must be a positive integer"),
+        ({"critic_steps": True}, "`critic_steps` must be a positive integer, was True"),
         ({"unroll": -1}, "`unroll` must be an integer of at least 0"),
         ({"ema": 1.0}, "`ema` must be None or a decay"),
         ({"objective": "hinge"}, "`objective` must be an Objective"),
@@ -919,8 +919,8 @@ def test_batch_normalised_critic_warns():
         ({"elbo": Trace_ELBO(), "elbo_weight": "auto"}, "`elbo_weight` must be a number"),
         ({"elbo": Trace_ELBO(), "elbo_weight": math.nan}, "`elbo_weight` must be a number"),
         ({"elbo": "elbo", "elbo_weight": 1.0}, "`elbo` must be an ELBO"),
-        ({"view": "psi"}, "`view` must be callable"),
-        ({"view": View}, "`view` must be a function or a module, was the class View"),
+        ({"view": "psi"}, "`view` must be a function or a module, or None, was 'psi'"),
+        ({"view": View}, "`view` must be a function or a module, or None, was the class View"),
         ({"conditional": "label"}, "`conditional` must be True, False or a function"),
         ({"compile_networks": None}, "`compile_networks` must be True or False"),
         ({"penalties": torch.zeros(())}, "`penalties` must be a sequence"),
@@ -949,7 +949,7 @@ def fixed_rows(x):
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        ("text", "must be a tensor or numbers, was str"),
+        ("text", "must be a tensor or numbers, was 'text'"),
         (torch.zeros(3, 2, device="meta"), "must be a dense tensor on cpu.*on meta"),
         (torch.eye(3).to_sparse(), "must be a dense tensor on cpu.*sparse"),
         (torch.zeros(0, 2), r"must have the shape \(3, 2\).*was \(0, 2\)"),
@@ -970,7 +970,7 @@ def test_a_type_that_the_critic_does_not_take_is_said_whenever_it_comes():
 
 def test_a_view_of_other_arguments():
     gan = make_gan(fixed_rows, view=lambda real, fake: (real, fake))
-    with pytest.raises(ValueError, match="`view` must take a Trace, but raised: .*missing 1"):
+    with pytest.raises(ValueError, match="`view` must take Trace, but raised: .*missing 1"):
         gan.step(torch.zeros(3, 2))
 
 

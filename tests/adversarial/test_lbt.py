@@ -442,9 +442,9 @@ def test_a_student_that_is_the_teacher():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"inner_steps": 0}, "`inner_steps` must be an integer of at least 1"),
+        ({"inner_steps": 0}, "`inner_steps` must be a positive integer"),
         ({"commits": -1}, "`commits` must be an integer of at least 0"),
-        ({"commit_rate": 0.0}, "`commit_rate` must be a finite number, positive"),
+        ({"commit_rate": 0.0}, "`commit_rate` must be a finite number above 0"),
         ({"weight": -1.0}, "`weight` must be"),
         ({"gan_weight": math.nan}, "`gan_weight` must be"),
         ({"clip_norm": 0.0}, "`clip_norm` must be"),
@@ -452,7 +452,7 @@ def test_a_student_that_is_the_teacher():
         ({"elbo": Trace_ELBO}, "`elbo` must be an ELBO"),
         ({"student": 3}, "`estimator` must be a pair"),
         ({"student": (fixed, fixed, fixed)}, "`estimator` must be a pair"),
-        ({"model": 3}, "`model` must be callable"),
+        ({"model": 3}, "`model` must be a function or a module, was 3"),
         ({"estimator_optim": 3}, "`estimator_optim` must be an optimiser"),
         ({"optim": 3}, "`optim` must be an optimiser"),
     ],

@@ -328,7 +328,7 @@ def test_device():
 def test_bad_number_of_steps(number):
     critic = small_critic()
     with pytest.raises(
-        ValueError, match=f"`num_steps` must be an integer from 0 on, was {number!r}"
+        ValueError, match=f"`num_steps` must be an integer of at least 0, was {number!r}"
     ):
         unrolled(critic, lambda d: d(normal(2, 2)).mean(), SGD(critic.parameters(), 0.1), number)
 

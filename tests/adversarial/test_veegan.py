@@ -217,9 +217,9 @@ def test_a_guide_without_a_density_needs_a_distance():
 
 def test_bad_arguments():
     for weight in (-1.0, math.nan, "much"):
-        with pytest.raises(ValueError, match="`weight` must be a finite number, at least 0, was"):
+        with pytest.raises(ValueError, match="`weight` must be a finite number of at least 0, was"):
             make_joint(VEEGAN, Pair(), weight=weight)
-    with pytest.raises(ValueError, match="`distance` must be callable, was float"):
+    with pytest.raises(ValueError, match="`distance` must be a function or a module, or None, was"):
         make_joint(VEEGAN, Pair(), distance=2.0)
     for bad, was in ((lambda z, code: None, "None"), (lambda z, code: z[:0], r"\(0, 1\)")):
         pyro.clear_param_store()

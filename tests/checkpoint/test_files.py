@@ -57,8 +57,8 @@ def test_a_view_does_not_bring_its_storage(tmp_path):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (lambda: 0, r"`state\['a'\]\[1\]` must be made of tensors, .* but was function"),
-        (torch.nn.Linear(1, 1), r"`state\['a'\]\[1\]` must be made of .* but was Linear"),
+        (lambda: 0, r"`state\['a'\]\[1\]` must be made of tensors, .*, was function"),
+        (torch.nn.Linear(1, 1), r"`state\['a'\]\[1\]` must be made of .*, was Linear"),
         ({(1, 2): 3}, r"must have strings or numbers as keys, had tuple"),
     ],
 )

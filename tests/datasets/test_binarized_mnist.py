@@ -60,7 +60,9 @@ def test_missing(tmp_path):
     message = str(caught.value)
     assert PACKED in message and "binarized_mnist_valid.amat" in message
     assert "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/" in message
-    with pytest.raises(ValueError, match="`split` must be 'train', 'valid' or 'test', was 'all'"):
+    with pytest.raises(
+        ValueError, match="`split` must be one of 'train', 'valid', 'test', was 'all'"
+    ):
         load_binarized_mnist(tmp_path, "all")
 
 

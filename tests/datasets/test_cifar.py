@@ -99,13 +99,13 @@ def test_damaged_files_are_refused(tmp_path, data, match):
 @pytest.mark.parametrize(
     ("split", "batches", "match"),
     [
-        ("valid", None, "`split` must be 'train' or 'test', was 'valid'"),
+        ("valid", None, "`split` must be one of 'train', 'test', was 'valid'"),
         ("test", (1,), r"`batches` must be None where `split` is 'test', was \(1,\)"),
         ("train", (), r"`batches` must be different numbers 1 to 5, was \(\)"),
         ("train", (1, 1), r"different numbers 1 to 5"),
         ("train", (6,), r"different numbers 1 to 5"),
-        ("train", (0,), r"`batches` must be an integer of at least 1, was 0"),
-        ("train", 1, r"`batches` must be a sequence of numbers 1 to 5, was 1"),
+        ("train", (0,), "`batches` must be a positive integer, was 0"),
+        ("train", 1, "`batches` must be a sequence of positive integers, was 1"),
         ("train", "1", r"`batches` must be a sequence"),
     ],
 )

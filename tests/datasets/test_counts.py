@@ -90,12 +90,21 @@ def test_counts():
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: datasets.negative_binomial(0.0, 0.5), r"`total_count` must be positive"),
-        (lambda: datasets.negative_binomial(1.0, 1.0), r"`probs` must lie strictly .*, was 1\.0"),
-        (lambda: datasets.poisson_negative_binomial(rate=-1), r"`rate` must be positive"),
+        (
+            lambda: datasets.negative_binomial(0.0, 0.5),
+            r"`total_count` must be a finite number above 0, was 0\.0",
+        ),
+        (
+            lambda: datasets.negative_binomial(1.0, 1.0),
+            r"`probs` must be a number above 0 and below 1, was 1\.0",
+        ),
+        (
+            lambda: datasets.poisson_negative_binomial(rate=-1),
+            "`rate` must be a finite number above 0, was -1",
+        ),
         (
             lambda: datasets.poisson_negative_binomial(weight=None),
-            r"`weight` must lie .*, was None",
+            "`weight` must be a number above 0 and below 1, was None",
         ),
     ],
 )

@@ -61,7 +61,7 @@ def test_draws(folder):
 
 
 def test_unknown_name(folder):
-    with pytest.raises(ValueError, match="`name` must be one of toy-one, toy-two, was 'toy'"):
+    with pytest.raises(ValueError, match="`name` must be one of 'toy-one', 'toy-two', was 'toy'"):
         datasets.read_posteriordb(folder, "toy")
 
 

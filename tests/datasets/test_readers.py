@@ -109,7 +109,7 @@ def test_load_mnist(tmp_path):
 
 
 def test_load_mnist_refuses(tmp_path):
-    with pytest.raises(ValueError, match="`split` must be 'train' or 'test', was 'valid'"):
+    with pytest.raises(ValueError, match="`split` must be one of 'train', 'test', was 'valid'"):
         datasets.load_mnist(tmp_path, "valid")
     missing = r"train-images-idx3-ubyte nor .*\.gz exists: .* at https://ossci-datasets"
     with pytest.raises(FileNotFoundError, match=missing):

@@ -193,13 +193,16 @@ def test_device():
     ("change", "match"),
     [
         ({"x": [1.0]}, "`x` must be a tensor"),
-        ({"x": torch.zeros(1, 2)}, "`x` must have at least 2 rows, but had 1"),
-        ({"y": torch.zeros(4, 3)}, "`y` must have as many columns as `x`, 2, but had 3"),
+        ({"x": torch.zeros(1, 2)}, "`x` must have at least 2 rows, had 1"),
+        ({"y": torch.zeros(4, 3)}, "`y` must have as many columns as `x`, 2, had 3"),
         ({"y": torch.full((4, 2), math.inf)}, "`y` must be finite"),
-        ({"x": torch.zeros(4, 2, device="meta")}, "`x` must be a tensor .* on the meta device"),
+        (
+            {"x": torch.zeros(4, 2, device="meta")},
+            "`x` must be a tensor .* on meta",
+        ),
         ({"classifier": "network"}, "`classifier` must be a scikit-learn classifier .* 'network'"),
-        ({"held_out": "half"}, "`held_out` must be between 0 and 1, but was 'half'"),
-        ({"held_out": 0.0}, r"`held_out` must be between 0 and 1, but was 0\.0"),
+        ({"held_out": "half"}, "`held_out` must be a number above 0 and below 1, was 'half'"),
+        ({"held_out": 0.0}, r"`held_out` must be a number above 0 and below 1, was 0\.0"),
         ({"held_out": math.nan}, "`held_out` must be .* was nan"),
     ],
 )

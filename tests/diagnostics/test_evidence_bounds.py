@@ -177,7 +177,7 @@ def test_the_table_has_both_bounds():
         ({"num_importance": [0]}, "`num_importance` must be a positive integer, was 0"),
         ({"num_samples": 0}, "`num_samples` must be a positive integer, was 0"),
         ({"num_importance": "12"}, "`num_importance` must be a sequence of numbers, was '12'"),
-        ({"parallel": "no"}, "`parallel` must be True or False, but was 'no'"),
+        ({"parallel": "no"}, "`parallel` must be True or False, was 'no'"),
         # Broadcast, the copies of a draw would all be scored.
         (
             {"posterior": {"z": X[None, None].repeat(2, 3, 1)}},

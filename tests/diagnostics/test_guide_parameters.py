@@ -71,5 +71,5 @@ def test_a_new_guide_takes_the_stored_parameters():
 
 
 def test_a_guide_is_a_callable():
-    with pytest.raises(ValueError, match="`guide` must be callable, but was 3"):
+    with pytest.raises(ValueError, match="`guide` must be a function or a module, was 3"):
         draws_from(3)

@@ -62,7 +62,7 @@ def test_a_guide_of_other_sites_raises():
         log_importance_weights(model, misspelled, True, num_samples=2)
     with pytest.raises(ValueError, match="`model` must have a latent or an observed site"):
         log_importance_weights(lambda: None, lambda: None, num_samples=2)
-    with pytest.raises(ValueError, match="`guide` must be callable, but was None"):
+    with pytest.raises(ValueError, match="`guide` must be a function or a module, was None"):
         log_importance_weights(model, None, True, num_samples=2)
 
 

@@ -172,10 +172,10 @@ def test_device():
     [
         ({"x": torch.zeros(3, 2, 2)}, r"`x` must be a tensor of shape.*\(3, 2, 2\)"),
         ({"y": torch.full((5, 2), math.nan)}, r"`y` must be finite"),
-        ({"y": torch.zeros(5, 3)}, r"`y` must have as many columns as `x`, 2, but had 3"),
-        ({"kernel": "linear"}, r"`kernel` must be 'rbf' or 'imq', but was 'linear'"),
+        ({"y": torch.zeros(5, 3)}, "`y` must have as many columns as `x`, 2, had 3"),
+        ({"kernel": "linear"}, "`kernel` must be one of 'rbf', 'imq', was 'linear'"),
         ({"bandwidth": 0.0}, r"`bandwidth` must be a positive number.*was 0\.0"),
-        ({"bandwidth": []}, r"`bandwidth` must be .* sequence of them, but was \[\]"),
+        ({"bandwidth": []}, r"`bandwidth` must be .* sequence of them, was \[\]"),
         ({"bandwidth": [1.0, math.nan]}, r"`bandwidth` must be .*nan"),
         ({"bandwidth": "median"}, r"`bandwidth` must be .*'median'"),
     ],

@@ -378,9 +378,9 @@ def infinite():
 @pytest.mark.parametrize(
     ("program", "match"),
     [
-        (None, r"`model` must be callable, but was None"),
-        (without_observations, r"`model` must have at least one observed site, but had none"),
-        (without_latents, r"`model` must have at least one latent site, but had none"),
+        (None, "`model` must be a function or a module, was None"),
+        (without_observations, "`model` must have at least one observed site, had none"),
+        (without_latents, "`model` must have at least one latent site, had none"),
         (subsampling, r"`model` must not subsample.*'row' had 3 of 10 rows"),
         (with_factor, r"`model` must not have factors.*'bonus'"),
         (infinite, r"`model` must draw finite values, but 'x' was not finite"),
@@ -408,7 +408,7 @@ GOOD = {"loc": torch.zeros(9), "z": torch.zeros(9, ROWS)}
 @pytest.mark.parametrize(
     ("draws", "match"),
     [
-        (torch.zeros(9), r"`posterior` must return a dict of draws by site, but was Tensor"),
+        (torch.zeros(9), "`posterior` must return a dict of draws by site, returned a .* tensor"),
         ({"loc": torch.zeros(9)}, r"`posterior` must return draws of all latents, but \['z'\]"),
         (
             GOOD | {"z": torch.zeros(9)},
@@ -444,7 +444,7 @@ def test_draws_that_change_in_number():
     [
         ({"f": 1.0}, r"`quantities` must be functions, but 'f' was 1.0"),
         ({"z": lambda z, x: 0.0}, r"`quantities` must have other names.*'z' is one"),
-        ({"f": lambda z, x: z["z"]}, r"`quantities` must be scalars, but 'f' was \(4,\)"),
+        ({"f": lambda z, x: z["z"]}, r"`quantities` must be scalars, but 'f' was .*\(4,\)"),
         ({"f": lambda z, x: math.nan}, r"`quantities` must be scalars, but 'f' was NaN"),
     ],
 )
@@ -456,7 +456,7 @@ def test_bad_quantities(quantities, match):
 @pytest.mark.parametrize(
     ("latents", "observations", "match"),
     [
-        (None, {"x": torch.zeros(())}, "`latents` must be a dict of tensors by name, but was None"),
+        (None, {"x": torch.zeros(())}, "`latents` must be a dict of tensors by name, was None"),
         ({}, {"x": torch.zeros(())}, r"`latents` must hold a value of every latent.*\['z'\]"),
         ({"z": torch.zeros(())}, {}, r"`observations` must hold values of observed sites"),
         ({"z": torch.zeros(3)}, {"x": torch.zeros(())}, r"`latents` must hold 'z' in its shape"),
@@ -475,11 +475,11 @@ def test_bad_values_of_the_log_likelihood(latents, observations, match):
 def test_bad_options():
     with pytest.raises(ValueError, match=r"`num_simulations` must be a positive integer, was 0"):
         run(exact_posterior(), num_simulations=0)
-    with pytest.raises(ValueError, match=r"`seed` must be an integer of at least 0, but was 0.5"):
+    with pytest.raises(ValueError, match="`seed` must be an integer of at least 0, was 0.5"):
         run(exact_posterior(), seed=0.5)
     with pytest.raises(ValueError, match=r"`quantities` must be a dict of functions by name"):
         run(exact_posterior(), quantities=[])
-    with pytest.raises(ValueError, match=r"`posterior` must be callable, but was {}"):
+    with pytest.raises(ValueError, match=r"`posterior` must be a function or a module, was {}"):
         run({})
 
 
@@ -487,7 +487,7 @@ def test_bad_options():
     ("ranks", "match"),
     [
         ({}, r"`ranks` must be a dict of tensors by name, not empty"),
-        ({"a": torch.zeros(3)}, r"`ranks\['a'\]` must be integers"),
+        ({"a": torch.zeros(3)}, r"`ranks\['a'\]` must be a dense .*, was a torch.float32 tensor"),
         ({"a": torch.tensor([10])}, r"`ranks\['a'\]` must be from 0 to `num_draws`, 9"),
         (
             {"a": torch.tensor([1]), "b": torch.tensor([1, 2])},
@@ -503,7 +503,7 @@ def test_bad_ranks(ranks, match):
 @pytest.mark.parametrize(
     ("truths", "draws", "match"),
     [
-        ([0.0], torch.zeros(1, 9), r"`truths` must be a tensor of real numbers, but was list"),
+        ([0.0], torch.zeros(1, 9), r"`truths` must be a tensor of real numbers, was \[0\.0\]"),
         (torch.tensor([math.nan]), torch.zeros(1, 9), r"`truths` must not be NaN"),
         (torch.zeros(2), torch.zeros(1, 9), r"`draws` must be of shape.*\(1, 9\) and \(2,\)"),
         (torch.zeros(2, 3), torch.zeros(2, 3, 9), r"`draws` must be of shape.*\(2, 3, 9\)"),
@@ -517,7 +517,7 @@ def test_bad_truths(truths, draws, match):
 
 def test_bad_plots():
     result = SBC({"a": torch.tensor([1])}, num_draws=9)
-    with pytest.raises(ValueError, match=r"`level` must be between 0 and 1, but was 0"):
+    with pytest.raises(ValueError, match="`level` must be a number above 0 and below 1, was 0"):
         result.plot(level=0)
     with pytest.raises(ValueError, match=r"`columns` must be a positive integer, was 0"):
         result.plot(columns=0)

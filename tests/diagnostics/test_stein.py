@@ -297,7 +297,7 @@ def test_cuda_agrees():
     [
         ({"samples": torch.zeros(3, 2, 2)}, r"`samples` must be a tensor of shape.*\(3, 2, 2\)"),
         ({"samples": torch.zeros(0, 2)}, r"`samples`.*not empty.*\(0, 2\)"),
-        ({"samples": [1.0]}, r"`samples` must be a tensor.*list"),
+        ({"samples": [1.0]}, r"`samples` must be a tensor of shape .*, was \[1\.0\]"),
         (
             {"samples": torch.zeros(3, dtype=torch.long)},
             r"`samples` must be .* of floating point.*int64",
@@ -309,10 +309,10 @@ def test_cuda_agrees():
         ({"log_prob": lambda x: -x}, r"`log_prob` must return.*\[8\].*\(8, 2\)"),
         ({"log_prob": lambda x: torch.zeros(8)}, r"`log_prob` must be differentiable"),
         ({"log_prob": lambda x: x.sum(-1) * math.inf}, r"`log_prob` must have a gradient"),
-        ({"log_prob": None, "score": torch.zeros(8)}, r"`score` must be.*\(8, 2\), but was \(8,\)"),
+        ({"log_prob": None, "score": torch.zeros(8)}, r"`score` must be.*\(8, 2\), was .*\(8,\)"),
         ({"log_prob": None, "score": torch.full((8, 2), math.nan)}, r"`score` must be finite"),
-        ({"kernel": "gauss"}, r"`kernel` must be .imq. or .rbf., but was \'gauss\'"),
-        ({"bandwidth": 0.0}, r"`bandwidth` must be a positive number, but was 0\.0"),
+        ({"kernel": "gauss"}, "`kernel` must be one of 'imq', 'rbf', was 'gauss'"),
+        ({"bandwidth": 0.0}, r"`bandwidth` must be a finite number above 0, was 0\.0"),
         ({"samples": torch.zeros(8, 2)}, r"`bandwidth` must be given where the median"),
     ],
 )
@@ -325,7 +325,7 @@ def test_bad_options():
     one = torch.zeros(1, 2)
     with pytest.raises(ValueError, match=r"`unbiased` needs at least 2 rows in `samples`.* 1"):
         kernel_stein_discrepancy(one, standard_log_prob, unbiased=True)
-    with pytest.raises(ValueError, match=r"`samples` must have at least 2 rows, but had 1"):
+    with pytest.raises(ValueError, match="`samples` must have at least 2 rows, had 1"):
         kernel_stein_test(one, standard_log_prob)
     with pytest.raises(ValueError, match=r"`num_bootstraps` must be a positive integer, was 0"):
         kernel_stein_test(normal(8, 2), standard_log_prob, num_bootstraps=0)

@@ -136,15 +136,15 @@ def test_cuda_agrees():
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"truths": [1.0]}, r"`truths` must be a tensor of real numbers, but was list"),
+        ({"truths": [1.0]}, r"`truths` must be a tensor of real numbers, was \[1\.0\]"),
         ({"truths": torch.zeros(5, 2, 2)}, r"`truths` must be of shape.*\(5, 2, 2\)"),
         ({"truths": torch.full((5, 2), math.nan)}, r"`truths` must be finite"),
         ({"draws": torch.full((5, 9, 2), math.inf)}, r"`draws` must be finite"),
         ({"draws": torch.zeros(5, 2)}, r"`draws` must be of shape \[N, S, D\].*\(5, 2\) and"),
         ({"draws": torch.zeros(4, 9, 2)}, r"`draws` must be of shape.*\(4, 9, 2\) and \(5, 2\)"),
         ({"draws": torch.zeros(5, 0, 2)}, r"`draws` must be of shape.*\(5, 0, 2\)"),
-        ({"references": torch.zeros(5, 3)}, r"`references` must be.*\(5, 2\), but was \(5, 3\)"),
-        ({"seed": -1}, r"`seed` must be an integer of at least 0, but was -1"),
+        ({"references": torch.zeros(5, 3)}, r"`references` must be.*\(5, 2\), was .*\(5, 3\)"),
+        ({"seed": -1}, "`seed` must be an integer of at least 0, was -1"),
         ({"draws": torch.zeros(5, 3, 2) * 1j}, "`draws` must be a tensor of real numbers.*complex"),
         ({"references": 1.0}, r"`references` must be a tensor.* was 1"),
         ({"references": torch.full((5, 2), math.nan)}, r"`references` must be finite"),
@@ -156,7 +156,7 @@ def test_bad_arguments(change, match):
 
 
 def test_bad_results():
-    with pytest.raises(ValueError, match=r"`ranks` must be of shape \[N\], but was \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"`ranks` must be of shape \[N\], was .*\(2, 2\)"):
         TARP(torch.zeros(2, 2, dtype=torch.long), 9)
-    with pytest.raises(ValueError, match=r"`level` must be between 0 and 1, but was 2"):
+    with pytest.raises(ValueError, match=r"`level` must be a number above 0 and below 1, was 2"):
         TARP(torch.zeros(2, dtype=torch.long), 9).plot(level=2)

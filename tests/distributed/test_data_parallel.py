@@ -180,15 +180,17 @@ def alone(tmp_path):
 
 
 def test_arguments(alone):
-    with pytest.raises(ValueError, match="`inference` must have a method `step`, but was int"):
+    with pytest.raises(
+        ValueError, match="`inference` must be an object with a method `step`, was 3"
+    ):
         data_parallel(3)
-    with pytest.raises(ValueError, match='`reduction` must be "mean" or "sum", was \'max\''):
+    with pytest.raises(ValueError, match="`reduction` must be one of 'mean', 'sum', was 'max'"):
         data_parallel(make_svi(), reduction="max")
     with pytest.raises(ValueError, match="must not be data parallel already"):
         data_parallel(data_parallel(make_svi()))
     with pytest.raises(ValueError, match="have taken a step"):
         check_equal(data_parallel(make_svi()))
-    with pytest.raises(ValueError, match="`seed` must be zero or a positive integer, was -1"):
+    with pytest.raises(ValueError, match="`seed` must be an integer of at least 0, was -1"):
         seed_ranks(-1)
 
     class Loop:

@@ -88,7 +88,7 @@ def test_without_a_process_group():
 def test_arguments(two):
     for kind, message in two.answers(rank_sums.wrong_reduction):
         assert kind == "raised"
-        assert message.startswith('ValueError: `reduction` must be "mean" or "sum", was \'max\'')
+        assert message.startswith("ValueError: `reduction` must be one of 'mean', 'sum', was 'max'")
     answers = two.answers(rank_sums.outside_of_the_group)
     assert answers[0] == ("done", None)
     assert answers[1][1].startswith("ValueError: `group` must hold this process, but rank 1")

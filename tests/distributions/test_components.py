@@ -1,13 +1,11 @@
 """The conditional run on many psi at once: what is refused, support and moments."""
 
-import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import constraints
 
 from pyro_sig.distributions.components import (
-    check_positive,
     component_log_prob,
     mixture_moments,
     mixture_support,
@@ -15,17 +13,6 @@ from pyro_sig.distributions.components import (
 )
 
 # ------------------------------------------------------------------------------------- bad input
-
-
-@pytest.mark.parametrize("size", [1, 10, np.int64(3)])
-def test_positive_integers(size):
-    check_positive("num_mixing", size)
-
-
-@pytest.mark.parametrize("size", [0, -1, 1.0, True, None, "3", torch.tensor(3)])
-def test_not_a_positive_integer(size):
-    with pytest.raises(ValueError, match="`num_mixing` must be a positive integer, was"):
-        check_positive("num_mixing", size)
 
 
 def test_conditional_keeps_the_leading_dimensions():
@@ -57,7 +44,9 @@ def test_wrong_batch_shape_without_a_hint(conditional, was):
 
 
 def test_conditional_that_is_no_distribution():
-    with pytest.raises(ValueError, match="`conditional` must return a Distribution, was Tensor"):
+    with pytest.raises(
+        ValueError, match="`conditional` must return a Distribution, returned a .* tensor"
+    ):
         run_conditional(lambda psi: psi, torch.zeros(5), 0)
 
 

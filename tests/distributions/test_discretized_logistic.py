@@ -153,7 +153,7 @@ def test_support(dtype):
     ("options", "match"),
     [
         ({"low": 1.0}, r"`high` must be above `low` = 1\.0, was 1\.0"),
-        ({"high": math.inf}, "`high` must be finite, was inf"),
+        ({"high": math.inf}, "`high` must be a finite number, was inf"),
         ({"num_levels": 1}, "`num_levels` must be an integer of at least 2, was 1"),
         ({"num_levels": 2.5}, "`num_levels` must be an integer"),
         ({"scale": torch.tensor(0.0)}, "scale"),

@@ -200,10 +200,13 @@ def test_a_closure_over_rows_is_noticed_unless_the_sizes_agree():
 @pytest.mark.parametrize(
     "change, match",
     [
-        ({"transform": 3}, "`transform` must be callable, was int"),
-        ({"noise": torch.zeros(2)}, "`noise` must be a Distribution, was Tensor"),
-        ({"inputs": torch.tensor(1.0)}, r"`inputs` must be tensors with at least 1 .* was \(\)"),
-        ({"inputs": ([1.0],)}, "`inputs` must be tensors .* was list"),
+        ({"transform": 3}, "`transform` must be a callable noise -> psi, was 3"),
+        ({"noise": torch.zeros(2)}, "`noise` must be a Distribution, was a torch.float32 tensor"),
+        (
+            {"inputs": torch.tensor(1.0)},
+            r"`inputs` must be dense .* of at least 1 dimensions, was a .* of shape \(\) on",
+        ),
+        ({"inputs": ([1.0],)}, r"`inputs` must be dense tensors .*, was \[1\.0\]"),
     ],
 )
 def test_bad_arguments(change, match):

@@ -126,8 +126,8 @@ def _at_zero(site):
     [
         ({"num_mixing": 0}, "`num_mixing` must be a positive integer, was 0"),
         ({"hidden_dims": [0]}, "`hidden_dims` must be a positive integer, was 0"),
-        ({"init_scale": 0.0}, "`init_scale` must be a positive number, was 0.0"),
-        ({"encoder": 3}, "`encoder` must be callable, was 3"),
+        ({"init_scale": 0.0}, "`init_scale` must be a finite number above 0, was 0.0"),
+        ({"encoder": 3}, "`encoder` must be a function or a module, or None, was 3"),
     ],
 )
 def test_bad_arguments(arguments, message):

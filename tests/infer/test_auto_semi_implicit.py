@@ -447,7 +447,7 @@ def test_pickling_leaves_out_a_local_model():
         ({"noise_dim": 0}, "`noise_dim`"),
         ({"rank": 0}, "`rank`"),
         ({"hidden_dims": [0]}, "`hidden_dims`"),
-        ({"covariance": "dense"}, "`covariance` must be one of full, low_rank, diagonal"),
+        ({"covariance": "dense"}, "`covariance` must be one of 'full', 'low_rank', 'diagonal'"),
         ({"init_scale": 0.0}, "`init_scale`"),
         ({"hidden_dims": 3}, "`hidden_dims` must be a sequence of positive integers, was 3"),
         ({"find_scale": None}, "`find_scale` must be True or False, was None"),

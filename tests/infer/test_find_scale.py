@@ -236,7 +236,7 @@ def test_pure():
         ({"init_loc": torch.zeros(())}, "`init_loc` must be of shape"),
         ({"init_loc": torch.zeros(0)}, "`init_loc` must be of shape"),
         ({"init_loc": torch.zeros(2, 2, 2)}, "`init_loc` must be of shape"),
-        ({"init_scale": 0.0}, "`init_scale` must be a positive number"),
+        ({"init_scale": 0.0}, "`init_scale` must be a finite number above 0"),
         ({"num_iterations": -1}, "`num_iterations` must be an integer of at least 0"),
         ({"num_updates": -1}, "`num_updates` must be an integer of at least 0"),
         ({"num_draws": 1}, "`num_draws` must be an integer of at least 2"),

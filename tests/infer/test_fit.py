@@ -206,7 +206,7 @@ def test_annealing_runs_and_ends_at_the_posterior():
 
 
 def test_progress_bar(capsys):
-    fit(conjugate, Y, budget=3)
+    fit(conjugate, Y, budget=3, progress=True)
     assert "fit: 100%" in capsys.readouterr().err
 
 
@@ -251,13 +251,16 @@ def test_k_hat_tells_a_guide_that_is_too_narrow():
     ("arguments", "message"),
     [
         ({"budget": 0}, "`budget`"),
-        ({"max_seconds": 0.0}, "`max_seconds` must be a positive number"),
-        ({"learning_rate": 0.0}, "`learning_rate` must be a positive number"),
-        ({"annealing": 1.5}, "`annealing` must be a number between 0 and 1"),
-        ({"annealing": -0.1}, "`annealing` must be a number between 0 and 1"),
+        ({"max_seconds": 0.0}, "`max_seconds` must be a number above 0"),
+        ({"learning_rate": 0.0}, "`learning_rate` must be a finite number above 0"),
+        ({"annealing": 1.5}, "`annealing` must be a number of at least 0 and at most 1"),
+        ({"annealing": -0.1}, "`annealing` must be a number of at least 0 and at most 1"),
         ({"guide": AutoNormal}, "`guide` must be a program, .* was the class AutoNormal"),
-        ({"loss": 3}, "`loss` must be callable, was 3"),
-        ({"loss": lambda model: 0.0}, "`loss` must take 3 arguments, but: too many"),
+        ({"loss": 3}, "`loss` must be a function or a module, was 3"),
+        (
+            {"loss": lambda model: 0.0},
+            r"`loss` must be callable with \(a value, a value, a value\), but: too many",
+        ),
         ({"loss": lambda *args: None}, "`loss` must return a scalar tensor, returned None"),
     ],
 )

@@ -9,7 +9,6 @@ import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
 
-from pyro_sig.adversarial import GAN
 from pyro_sig.distributions import Implicit
 from pyro_sig.infer import (
     SIG_ELBO,
@@ -20,7 +19,7 @@ from pyro_sig.infer import (
     no_guide,
     train,
 )
-from pyro_sig.nn import MLP
+from tests.adversarial.programs import PushForward, make_gan
 
 # Pyro says so too.
 pytestmark = pytest.mark.filterwarnings("ignore:Encountered NaN:UserWarning")
@@ -91,21 +90,9 @@ def test_ignored_is_ignored():
     assert math.isnan(history["loss"][4])
 
 
-def gan():
-    net, critic = MLP(2, [4], 1), MLP(1, [4], 1)
-
-    def program(x):
-        pyro.module("net", net)
-        noise = dist.Normal(torch.zeros(2), 1.0).to_event(1)
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", Implicit(net, noise, event_shape=1), obs=x)
-
-    return GAN(program, critic, *(torch.optim.Adam(n.parameters()) for n in (net, critic)))
-
-
 def test_an_adversary_does_not_use_them_either():
-    game = gan()
-    x = DATA.unsqueeze(-1)
+    game = make_gan(PushForward(), "torch")
+    x = DATA.unsqueeze(-1).repeat(1, 2)
     train(game, x, 2, progress=False)
     before = game.state_dict()
     with pytest.raises(NonFiniteGradientError, match="a tensor of shape"), torch.no_grad():
@@ -147,7 +134,9 @@ def test_a_loss_without_a_gradient():
 
 
 def test_the_word_is_one_of_three():
-    with pytest.raises(ValueError, match='`on_non_finite` must be "raise", "skip" or "ignore"'):
+    with pytest.raises(
+        ValueError, match="`on_non_finite` must be one of 'raise', 'skip', 'ignore'"
+    ):
         train(svi(), DATA, 1, progress=False, on_non_finite="warn")
 
 
@@ -265,7 +254,7 @@ def test_the_gap_leaves_the_random_state_and_counts_rows_of_the_whole():
     ("make", "options", "message"),
     [
         (lambda: svi(), {}, "`svi` must be SVI with the loss SIG_ELBO"),
-        (lambda: gan(), {}, "`svi` must be SVI with the loss SIG_ELBO"),
+        (lambda: make_gan(PushForward(), "torch"), {}, "`svi` must be SVI with the loss SIG_ELBO"),
         (lambda: sig(5), {"factor": 1}, "`factor` must be an integer of at least 2, was 1"),
     ],
 )

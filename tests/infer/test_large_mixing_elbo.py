@@ -307,7 +307,7 @@ def test_gradient_noise_of_a_fixed_loss():
 
 def test_gradient_noise_errors():
     w = torch.ones(2, requires_grad=True)
-    with pytest.raises(ValueError, match="`num_repeats` must be at least 2, was 1"):
+    with pytest.raises(ValueError, match="`num_repeats` must be an integer of at least 2, was 1"):
         gradient_noise(w.sum, [w], 1)
     with pytest.raises(ValueError, match="`parameters` must hold at least one"):
         gradient_noise(w.sum, [])

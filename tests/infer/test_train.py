@@ -105,15 +105,15 @@ def test_exhausted_iterator_names_the_step():
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"inference": object()}, r"`inference` must have a method `step`"),
+        ({"inference": object()}, r"`inference` must be an object with a method `step`"),
         (
             {"inference": torch.optim.SGD([torch.ones(1, requires_grad=True)])},
             r"`inference` must have a `step` that takes the batches.*an optimiser, SGD",
         ),
-        ({"num_steps": -1}, r"`num_steps` must be zero or a positive integer, but was -1"),
+        ({"num_steps": -1}, r"`num_steps` must be an integer of at least 0, was -1"),
         ({"num_steps": 2.0}, r"`num_steps`.*2\.0"),
-        ({"batches": 3}, r"`batches` must be a tensor.*int"),
-        ({"batches": []}, r"`batches` must yield a batch, but was empty at step 0"),
+        ({"batches": 3}, r"`batches` must be a tensor.*, was 3"),
+        ({"batches": []}, r"`batches` must yield a batch, was empty at step 0"),
         ({"callbacks": [1]}, r"`callbacks` must be an iterable of callables"),
         ({"callbacks": print}, r"`callbacks` must be an iterable of callables"),
         ({"callbacks": torch.zeros(())}, r"`callbacks` must be an iterable of callables"),
@@ -205,7 +205,7 @@ def test_interrupt_carries_the_history():
 
 
 def test_progress_bar_shows_loss_and_rate(capsys):
-    train(svi_for(location_model, optim=pyro.optim.Adam({"lr": 0.025})), DATA, 3)
+    train(svi_for(location_model, optim=pyro.optim.Adam({"lr": 0.025})), DATA, 3, progress=True)
     shown = capsys.readouterr().err
     assert "3/3" in shown and "loss=" in shown and "lr=2.50e-02" in shown
     train(svi_for(location_model), DATA, 3, progress=False)
@@ -219,7 +219,7 @@ def test_schedule_of_svi_advances_at_every_step(capsys):
     optim = pyro.optim.ExponentialLR(
         {"optimizer": torch.optim.SGD, "optim_args": {"lr": 1.0}, "gamma": 0.5}
     )
-    train(svi_for(location_model, optim=optim), DATA, 3)
+    train(svi_for(location_model, optim=optim), DATA, 3, progress=True)
     (scheduler,) = optim.optim_objs.values()
     assert scheduler.optimizer.param_groups[0]["lr"] == 0.125
     assert "lr=1.25e-01" in capsys.readouterr().err

@@ -334,7 +334,7 @@ def test_only_damaged_files_are_an_error(tmp_path):
     [
         ({"every": 0}, "`every` must be a positive integer, was 0"),
         ({"keep": 0}, "`keep` must be a positive integer, was 0"),
-        ({"resume": "yes"}, "`resume` must be \"auto\", True or False, was 'yes'"),
+        ({"resume": "yes"}, "`resume` must be True, False or 'auto', was 'yes'"),
         ({"resume": True}, "`checkpoint` must hold a checkpoint where `resume` is True"),
     ],
 )
@@ -364,7 +364,7 @@ def test_what_has_no_state_is_refused(tmp_path):
         def step(self):
             return 0.0
 
-    with pytest.raises(ValueError, match="must be SVI, .* but was Step"):
+    with pytest.raises(ValueError, match="must be SVI, .*, was Step"):
         train(Step(), (), 1, progress=False, checkpoint=tmp_path)
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_sig.adversarial.objectives.objective import Objective, is_number
+from pyro_sig._arguments import is_number, refusal
+from pyro_sig.adversarial.objectives.objective import Objective
 
 __all__ = ["MaximumLikelihood", "Minimax", "NonSaturating", "ReverseKL"]
 
@@ -113,7 +114,7 @@ class MaximumLikelihood(Minimax):
 
     def __init__(self, max_score: float = 20.0) -> None:
         if not is_number(max_score) or not math.isfinite(max_score):
-            raise ValueError(f"`max_score` must be finite, was {max_score!r}")
+            raise refusal("max_score", "a finite number", max_score)
         self.max_score = max_score
 
     def _generator_loss(self, real: Tensor | None, fake: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from torch.special import xlog1py, xlogy
 
+from pyro_sig._arguments import refusal
+
 __all__ = ["DIVERGENCES", "Divergence"]
 
 Function = Callable[[Tensor], Tensor]
@@ -96,7 +98,7 @@ def _conjugate_jeffrey(t: Tensor) -> Tensor:
 
 def _jensen_shannon_weighted(pi: float) -> Divergence:
     if not 0 < pi < 1:
-        raise ValueError(f"`pi` must be between 0 and 1, was {pi}")
+        raise refusal("pi", "between 0 and 1", pi)
     rest = 1 - pi
     upper = -pi * math.log(pi)
     logit = math.log(pi) - math.log(rest)
@@ -115,10 +117,8 @@ def _jensen_shannon_weighted(pi: float) -> Divergence:
 
 def _alpha(alpha: float) -> Divergence:
     if not math.isfinite(alpha) or alpha in (0, 1):
-        raise ValueError(
-            "`alpha` must be finite and neither 0 nor 1, whose limits are 'reverse_kl' and 'kl', "
-            f"was {alpha}"
-        )
+        must_be = "finite and neither 0 nor 1, whose limits are 'reverse_kl' and 'kl'"
+        raise refusal("alpha", must_be, alpha)
     beta = alpha - 1
     power = alpha / beta
 

@@ -9,8 +9,9 @@ import math
 import torch
 from torch import Tensor
 
+from pyro_sig._arguments import check_choice, check_flag, is_number, refusal
 from pyro_sig.adversarial.objectives.divergences import DIVERGENCES, Divergence
-from pyro_sig.adversarial.objectives.objective import Objective, is_number
+from pyro_sig.adversarial.objectives.objective import Objective
 
 __all__ = ["FDivergence"]
 
@@ -75,22 +76,18 @@ class FDivergence(Objective):
         pi: float | None = None,
         heuristic: bool = False,
     ) -> None:
-        if not isinstance(name, str) or name not in DIVERGENCES:
-            raise ValueError(f"`name` must be one of {', '.join(DIVERGENCES)}, was {name!r}")
-        if not isinstance(heuristic, bool):
-            raise ValueError(f"`heuristic` must be True or False, was {type(heuristic).__name__}")
+        check_choice("name", name, DIVERGENCES)
+        heuristic = check_flag("heuristic", heuristic)
         self.name, self.alpha, self.pi, self.heuristic = name, alpha, pi, heuristic
         entry = DIVERGENCES[name]
         needed = () if isinstance(entry, Divergence) else inspect.signature(entry).parameters
         for parameter, value in {"alpha": alpha, "pi": pi}.items():
             if parameter in needed and value is None:
-                raise ValueError(f"`{parameter}` must be given for {name!r}, was None")
+                raise refusal(parameter, f"given for {name!r}", value)
             if parameter not in needed and value is not None:
-                raise ValueError(
-                    f"`{parameter}` must be left out for {name!r}, which has none, was {value}"
-                )
+                raise refusal(parameter, f"left out for {name!r}, which has none", value)
             if value is not None and not is_number(value):
-                raise ValueError(f"`{parameter}` must be a number, was {type(value).__name__}")
+                raise refusal(parameter, "a number", value)
         self._row  # noqa: B018 - checks the ranges
 
     @staticmethod

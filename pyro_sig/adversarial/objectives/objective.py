@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
-from numbers import Real
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Objective", "is_number"]
+from pyro_sig._arguments import check_instance, refusal
+from pyro_sig._show_settings import show_settings
+
+__all__ = ["Objective", "check_objective"]
 
 
 class Objective(ABC):
@@ -126,36 +127,22 @@ class Objective(ABC):
                 f"were {tuple(real.shape)} and {tuple(fake.shape)}"
             )
 
-    def __repr__(self) -> str:
-        shown = []
-        for name, parameter in inspect.signature(type(self)).parameters.items():
-            value = getattr(self, name, parameter.default)
-            if parameter.default is parameter.empty:
-                shown.append(repr(value))
-            elif value != parameter.default:
-                shown.append(f"{name}={value!r}")
-        return f"{type(self).__name__}({', '.join(shown)})"
+    __repr__ = show_settings
 
 
-def is_number(value: object) -> bool:
-    """Tells whether something is a real number, not a tensor or a truth.
+def check_objective(objective: object) -> None:
+    """Checks that something is an objective.
 
-    :param value: anything.
-
-    Example::
-
-        >>> is_number(0.5), is_number(True), is_number(torch.tensor(0.5))
-        (True, False, False)
+    :param objective: what was passed.
+    :raises ValueError: if it is none.
     """
-    return isinstance(value, Real) and not isinstance(value, bool)
+    must_be = "an Objective such as objectives.NonSaturating()"
+    check_instance("objective", objective, Objective, must_be)
 
 
 def _scores(name: str, scores: Tensor) -> Tensor:
     if not isinstance(scores, Tensor) or not scores.is_floating_point() or scores.is_sparse:
-        kind = type(scores).__name__
-        if isinstance(scores, Tensor):
-            kind = f"{scores.layout} {scores.dtype}" if scores.is_sparse else str(scores.dtype)
-        raise ValueError(f"`{name}` must be a floating point tensor of scores, was {kind}")
+        raise refusal(name, "a floating point tensor of scores", scores)
     if not scores.numel():
         raise ValueError(
             f"`{name}` must have at least one score, was empty with shape {tuple(scores.shape)}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_sig.adversarial.penalties.penalty import Penalty, check_number
+from pyro_sig._arguments import check_flag, check_number
+from pyro_sig.adversarial.penalties.penalty import Penalty
 
 __all__ = ["GradientPenalty"]
 
@@ -46,11 +47,9 @@ class GradientPenalty(Penalty):
     def __init__(
         self, weight: float = 10.0, target: float = 1.0, *, one_sided: bool = False
     ) -> None:
-        self.weight = check_number("weight", weight)
-        self.target = check_number("target", target)
-        if not isinstance(one_sided, bool):
-            raise ValueError(f"`one_sided` must be True or False, was {type(one_sided).__name__}")
-        self.one_sided = one_sided
+        self.weight = check_number("weight", weight, least=0)
+        self.target = check_number("target", target, least=0)
+        self.one_sided = check_flag("one_sided", one_sided)
 
     def value(self, squared_norm: Tensor) -> Tensor:
         """Return the weighted mean square of the excess norms, from their squares ``[N]``."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from pyro_sig._program_run import first_call, is_function
+from pyro_sig._arguments import refusal
+from pyro_sig._functions import check_callable, first_call
 
 __all__ = ["Penalty", "gradient_points", "penalize"]
 
@@ -67,10 +67,7 @@ class Penalty:
 
     def __call__(self, critic: Critic, real: Values, fake: Values) -> Tensor:
         """Return this penalty by itself, as :func:`penalize` does."""
-        if not is_function(critic):
-            raise ValueError(
-                f"`critic` must be a module or a function, was {type(critic).__name__}"
-            )
+        check_callable("critic", critic)
         return penalize(critic, [self], real, fake)
 
     def __repr__(self) -> str:
@@ -99,9 +96,7 @@ def gradient_points(penalties: Iterable[Penalty]) -> set[str]:
         if penalty.where is None:
             continue
         if penalty.where not in _POINTS:
-            raise ValueError(
-                f"`where` of a penalty must be one of {_POINTS} or None, was {penalty.where!r}"
-            )
+            raise refusal("where", f"one of {_POINTS} or None for a penalty", penalty.where)
         points.add(penalty.where)
     return points
 
@@ -218,7 +213,8 @@ def _interpolate(real: Values, fake: Values) -> Values:
     if shapes[0] != shapes[1]:
         raise ValueError(
             "`fake` must have the shape of `real` where a penalty interpolates between them, was "
-            f"{shapes[1]} and `real` {shapes[0]}"
+            f"{shapes[1]} and `real` {shapes[0]}; let the model draw as many rows "
+            "as it is given, or take R1, which needs no pairs"
         )
     # The parts of a row lie at one point of the line between its real and its fake.
     if any(x.device != y.device for x, y in zip(reals, fakes, strict=True)):
@@ -259,15 +255,3 @@ def _zero_like(critic: Critic, real: Values, *scores: Tensor | None) -> Tensor:
     like = real[0] if isinstance(real, tuple) else real
     dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
     return like.new_zeros((), dtype=dtype)
-
-
-def check_number(name: str, value: float, *, positive: bool = False) -> float:
-    """Return a finite number that is not negative, or positive."""
-    least = "positive" if positive else "at least 0"
-    try:
-        good = math.isfinite(value) and (value > 0 if positive else value >= 0)
-    except (RuntimeError, TypeError, ValueError):  # of tensors and arrays
-        good = False
-    if not good:
-        raise ValueError(f"`{name}` must be a finite number, {least}, was {value!r}")
-    return float(value)

@@ -9,6 +9,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrizations, parametrize
 
+from pyro_sig._arguments import check_instance, check_integer
+
 __all__ = ["spectral_norm"]
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -52,16 +54,8 @@ def spectral_norm(module: Module, n_power_iterations: int = 1) -> Module:
         >>> round(float(torch.linalg.matrix_norm(critic[0].weight.detach(), 2)), 2)
         1.0
     """
-    if (
-        isinstance(n_power_iterations, bool)
-        or not isinstance(n_power_iterations, int)
-        or n_power_iterations < 1
-    ):
-        raise ValueError(
-            f"`n_power_iterations` must be a positive integer, was {n_power_iterations!r}"
-        )
-    if not isinstance(module, nn.Module):
-        raise ValueError(f"`module` must be a torch module, was {type(module).__name__}")
+    check_integer("n_power_iterations", n_power_iterations, 1, int)
+    check_instance("module", module, nn.Module)
     layers = [m for m in module.modules() if isinstance(m, nn.Linear | _ConvNd)]
     layers = [layer for layer in layers if not is_normalised(layer)]
     for layer in layers:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pyro_sig.adversarial.penalties.penalty import Penalty, check_number
+from pyro_sig._arguments import check_instance, check_number
+from pyro_sig.adversarial.penalties.penalty import Penalty
 
 __all__ = ["WeightClipping"]
 
@@ -37,14 +38,11 @@ class WeightClipping(Penalty):
     lipschitz = True
 
     def __init__(self, bound: float = 0.01) -> None:
-        self.bound = check_number("bound", bound, positive=True)
+        self.bound = check_number("bound", bound, above=0)
 
     @torch.no_grad()
     def constrain(self, critic: nn.Module) -> None:
         """Clamp the parameters of `critic` in place."""
-        if not isinstance(critic, nn.Module):
-            raise ValueError(
-                f"`critic` must be a torch.nn.Module to be clipped, was {type(critic).__name__}"
-            )
+        check_instance("critic", critic, nn.Module)
         for parameter in critic.parameters():
             parameter.clamp_(-self.bound, self.bound)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pyro_sig.adversarial.penalties.penalty import Penalty, check_number
+from pyro_sig._arguments import check_number
+from pyro_sig.adversarial.penalties.penalty import Penalty
 
 __all__ = ["R1", "R2"]
 
@@ -13,7 +14,7 @@ class _ZeroCentred(Penalty):
     """Half of gamma times the mean square of the gradient, wherever a subclass takes it."""
 
     def __init__(self, gamma: float) -> None:
-        self.gamma = check_number("gamma", gamma)
+        self.gamma = check_number("gamma", gamma, least=0)
 
     def value(self, squared_norm: Tensor) -> Tensor:
         """Return half of gamma times the mean of `squared_norm`, shape ``[N]``."""

@@ -319,7 +319,7 @@ def test_a_copy_is_the_same(row):
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"name": "js"}, r"`name` must be one of total_variation, kl, .*, alpha, was 'js'"),
+        ({"name": "js"}, r"`name` must be one of 'total_variation', 'kl', .*, 'alpha', was 'js'"),
         ({"name": "alpha"}, r"`alpha` must be given for 'alpha', was None"),
         ({"name": "alpha", "alpha": 1.0}, r"`alpha` must be finite and neither 0 nor 1.*was 1\.0"),
         ({"name": "alpha", "alpha": 0}, r"`alpha` must be finite and neither 0 nor 1.*was 0"),

@@ -171,8 +171,11 @@ def test_repr():
     ("bad", "match"),
     [
         (torch.zeros(0, 1), r"at least one score, was empty with shape \(0, 1\)"),
-        (torch.zeros(3, dtype=torch.long), r"floating point tensor of scores, was torch.int64"),
-        (0.5, r"floating point tensor of scores, was float"),
+        (
+            torch.zeros(3, dtype=torch.long),
+            r"floating point tensor of scores, was a torch.int64 tensor",
+        ),
+        (0.5, r"floating point tensor of scores, was 0.5"),
     ],
 )
 def test_bad_scores(objective, name, bad, match):
@@ -186,7 +189,7 @@ def test_bad_scores(objective, name, bad, match):
 
 @pytest.mark.parametrize("max_score", [math.inf, math.nan])
 def test_bad_max_score(max_score):
-    with pytest.raises(ValueError, match=r"`max_score` must be finite, was (inf|nan)"):
+    with pytest.raises(ValueError, match=r"`max_score` must be a finite number, was (inf|nan)"):
         MaximumLikelihood(max_score)
 
 

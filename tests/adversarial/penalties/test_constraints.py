@@ -27,7 +27,7 @@ def test_clipping():
         torch.testing.assert_close(value, original[name].clamp(-0.1, 0.1), rtol=0, atol=0)
     assert all(a is b for a, b in zip(parameters, critic.parameters(), strict=True))
     assert all(p.requires_grad and p.grad_fn is None for p in critic.parameters())
-    with pytest.raises(ValueError, match=r"`critic` must be a torch.nn.Module.*was function"):
+    with pytest.raises(ValueError, match=r"`critic` must be a torch module, was function"):
         WeightClipping().constrain(lambda x: x)
 
 

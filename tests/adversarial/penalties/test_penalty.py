@@ -343,7 +343,7 @@ def test_unknown_point():
     class Elsewhere(Penalty):
         where = "middle"
 
-    with pytest.raises(ValueError, match=r"`where` of a penalty must be one of .*'middle'"):
+    with pytest.raises(ValueError, match=r"`where` must be one of .* for a penalty, was 'middle'"):
         gradient_points([Elsewhere()])
 
 
@@ -365,5 +365,5 @@ def test_bad_weights(make, name, value):
 
 def test_zero_weights():
     assert R1(0.0).gamma == R2(0).gamma == GradientPenalty(0.0, 0.0).weight == 0.0
-    with pytest.raises(ValueError, match=r"`bound` must be a finite number, positive, was 0\.0"):
+    with pytest.raises(ValueError, match=r"`bound` must be a finite number above 0, was 0\.0"):
         WeightClipping(0.0)
