@@ -213,7 +213,7 @@ def check_number(
     raise refusal(name, must_be.rstrip(), number)
 
 
-# --------------------------------------------------------------------- switches, choices and kinds
+# ---------------------------------------------------------------------- switches, choices and kinds
 
 
 def is_flag(value: object) -> bool:
@@ -271,7 +271,7 @@ def as_path(name: str, path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
-# -------------------------------------------------------------------- shapes, types and devices
+# ------------------------------------------------------------------------ shapes, types and devices
 
 
 def shape_of(name: str, shape: Any) -> torch.Size:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pyro_sig._arguments import describe
 from pyro_sig._functions import first_call
 from pyro_sig._program_run import modules_run
 from pyro_sig._random_state import preserved_random_state
@@ -126,7 +127,8 @@ class Runs:
             seen = self._see(run)
         if not (isinstance(seen, (tuple, list)) and len(seen) == 2):
             raise ValueError(
-                f"`view` must return what the critic sees as a pair (real, fake), was {seen!r}"
+                "`view` must return what the critic sees as a pair (real, fake), returned "
+                f"{describe(seen)}"
             )
         real, fake = seen
         num_units = 1.0

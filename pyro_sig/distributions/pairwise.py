@@ -18,7 +18,14 @@ from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pyro_sig._arguments import check_choice, check_instance, check_integer, check_tensor, refusal
+from pyro_sig._arguments import (
+    check_choice,
+    check_instance,
+    check_integer,
+    check_tensor,
+    describe,
+    refusal,
+)
 from pyro_sig._functions import call, check_callable
 from pyro_sig.distributions.affine_maps import map_back
 from pyro_sig.distributions.components import (
@@ -259,7 +266,8 @@ def _terms_and_dtype(
     found = entry.parameters(base)
     if not isinstance(found, Mapping) or not found.keys() <= entry.event_dims.keys():
         raise ValueError(
-            f"`parameters` must return a dict of {', '.join(entry.event_dims)}, was {found!r}"
+            f"`parameters` must return a dict of {', '.join(entry.event_dims)}, returned "
+            f"{describe(found)}"
         )
     for name, x in found.items():
         # Some classes keep a parameter without its batch dimensions.
