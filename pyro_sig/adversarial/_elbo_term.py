@@ -54,7 +54,7 @@ class ElboTerm:
             self.weight = weight
         else:
             must_be = 'a number of at least 0, a function of the step, a Balance or "balance"'
-            self.weight = check_number("elbo_weight", weight, must_be, least=0)
+            self.weight = check_number("elbo_weight", weight, must_be, least=0, finite=False)
 
     @property
     def differentiable(self) -> bool:
@@ -88,7 +88,7 @@ class ElboTerm:
         if isinstance(self.weight, (float, Balance)):
             return self.weight
         must_be = f"a number of at least 0 at every step, at step {step}"
-        weight = check_number("elbo_weight", self.weight(step), must_be, least=0)
+        weight = check_number("elbo_weight", self.weight(step), must_be, least=0, finite=False)
         return None if weight == 0 and self.last is not None else weight
 
     def write_gradients(

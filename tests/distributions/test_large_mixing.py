@@ -534,7 +534,7 @@ def test_mixtures_that_cannot_choose():
         "ParticleMixing": {"mixing": ParticleMixing(torch.zeros(4, 3, **DOUBLE))},
         "a batch shape": {"mixing": law.expand([7])},
     }.items():
-        with pytest.raises(ValueError, match=f"`backward` must be 'exact' .*{why}.*; was 'top'"):
+        with pytest.raises(ValueError, match=f"`backward` must be 'exact' .*{why}.*, was 'top'"):
             case.mixture("top", **kwargs)
     with pytest.raises(ValueError, match="`backward` must be 'exact' under"):
         torch.func.vmap(case.mixture("top").log_prob)(case.x.detach())
