@@ -42,8 +42,10 @@ def test_a_full_disk_loses_nothing(name, tmp_path):
         with pytest.warns(CheckpointWarning, match="No space left"):
             assert run(name, 1, folder) == whole
         # The files that found room are whole, and nothing of the others is left.
-        assert newest(folder) == 2 * EVERY
-        assert len(list(folder.glob("step-*"))) == 2
+        with CheckpointFolder(folder) as found:
+            steps = found.steps()
+            assert found.newest()[0] == steps[-1] < NUM_STEPS
+        assert len(list(folder.glob("step-*"))) == len(steps)
         # A second process goes on from them, on a disk that is still full.
         with pytest.warns(CheckpointWarning, match="No space left"):
             assert run(name, 2, folder) == whole
