@@ -425,7 +425,7 @@ def test_a_program_that_does_not_broadcast_runs_in_turn():
         ({"path": ""}, "`path` must be the name of a file, was ''"),
         ({"path": "report.unknown"}, "`path` must end in one of .*, was 'report.unknown'"),
         ({"exact": True}, "`exact` must be False where `reference` is None"),
-        ({"sbc": 0.3}, r"`sbc` must be an SBC or None, was 0\.3"),
+        ({"sbc": 0.3}, r"`sbc` must be what sbc\(\.\.\.\) returns, or None, was 0\.3"),
         ({"path": "/no/such/folder/x.png"}, "`path` must be in a folder that exists"),
         ({"reference": {"c": torch.zeros(9)}}, "`reference` must hold draws of the latents"),
         ({"reference": {}}, "`reference` must hold draws of the latents"),

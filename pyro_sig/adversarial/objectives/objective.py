@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_sig._arguments import check_instance, refusal
 from pyro_sig._show_settings import show_settings
 
-__all__ = ["Objective", "check_objective"]
+__all__ = ["Objective"]
 
 
 class Objective(ABC):
