@@ -177,7 +177,7 @@ def score(
     num = 1000 if args.smoke else NUM_SAMPLES
     psi = program.draw(num)
     held_out = data.images("test", num)
-    known = data.images("train", num)
+    known = data.images("train", len(held_out))
     law = program.log_prob(held_out[:NUM_HELD_OUT], 1000 if args.smoke else args.num_scored)
     found = {
         "std": program.log_std.exp().item(),
