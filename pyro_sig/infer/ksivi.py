@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from pyro_sig._arguments import check_choice, check_number, refusal
-from pyro_sig.infer._check_elbo import check_elbo
 from pyro_sig.infer._objective import Joint, SemiImplicitObjective
 
 __all__ = ["KSIVI"]
@@ -69,11 +68,10 @@ class KSIVI(SemiImplicitObjective):
         if bandwidth is not None:
             bandwidth = check_number("bandwidth", bandwidth, above=0)
         kwargs.setdefault("num_particles", 100)
-        check_elbo(**kwargs)
-        if kwargs["num_particles"] < 2:
-            must_be = "at least 2, since draws are compared in pairs"
-            raise refusal("num_particles", must_be, kwargs["num_particles"])
         super().__init__(**kwargs)
+        if self.num_particles < 2:
+            must_be = "at least 2, since draws are compared in pairs"
+            raise refusal("num_particles", must_be, self.num_particles)
         self.kernel, self.statistic, self.bandwidth = kernel, statistic, bandwidth
 
     def _surrogate(self, joints: list[Joint], train: bool) -> tuple[float, Tensor]:
