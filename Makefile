@@ -65,7 +65,7 @@ coverage: $(BASE)  ## the lines of the package that `make test` runs
 lint: $(call TOOL_STAMP,lint)  ## ruff (rules and format) and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy pyro_sig
+	$(PY) -m mypy
 
 docs: $(call TOOL_STAMP,docs)  ## build the documentation in docs/_build/html
 	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html

@@ -97,7 +97,7 @@ def part(name: str) -> str:
     return names[1] if len(names) > 1 else "__init__"
 
 
-def imported(tree: ast.AST, name: str) -> Iterator[tuple[ast.AST, str]]:
+def imported(tree: ast.AST, name: str) -> Iterator[tuple[ast.stmt, str]]:
     """Yield each import statement of module ``name`` with each dotted name it imports."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

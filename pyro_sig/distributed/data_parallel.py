@@ -210,7 +210,7 @@ class _DataParallel:
     def _set_active(self, active: bool) -> None:
         self._active = active
         for optim in self._pyro_optims:  # which may serve another inference object too
-            optim._data_parallel = self if active else None  # type: ignore[attr-defined]
+            optim._data_parallel = self if active else None
 
     def _reduction(self, optimizer: Any) -> GradientReduction:  # noqa: ANN401
         if optimizer not in self._reductions:

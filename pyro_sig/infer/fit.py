@@ -154,7 +154,7 @@ def fit(
         bar.update()
     loss = _default_loss(model, guide, args, kwargs) if loss is None else loss
     schedule = Schedule(budget, max_seconds, annealing, start)
-    optim = pyro.optim.LambdaLR(  # type: ignore[attr-defined]
+    optim = pyro.optim.LambdaLR(
         {
             "optimizer": torch.optim.Adam,
             "optim_args": {"lr": learning_rate},

@@ -391,15 +391,15 @@ def fixed(x):
         pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1), obs=x)
 
 
+LINEAR = nn.Linear(2, 2)
+
+
 def by_hand(x):
-    net = by_hand.net
+    net = LINEAR
     pyro.module("student_net", net)
     loc = torch.zeros(len(x), 2) @ net.weight.T + net.bias  # the network is never called
     with pyro.plate("data", len(x)):
         pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
-
-
-by_hand.net = nn.Linear(2, 2)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import copy
 import io
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import pyro
@@ -46,7 +47,18 @@ def schedule():
     )
 
 
-GANS = {
+def divergence_gan(name):
+    alpha = 0.5 if name == "alpha" else None
+    pi = 0.3 if name == "jensen_shannon_weighted" else None
+    return make_gan(PushForward(), objective=objectives.FDivergence(name, alpha=alpha, pi=pi))
+
+
+def objective_gan(name):
+    objective = getattr(objectives, name)()
+    return make_gan(PushForward(), objective=objective, penalties=[penalties.WeightClipping()])
+
+
+GANS: dict[str, Callable] = {
     "default": lambda: make_gan(PushForward()),
     "torch optimiser": lambda: make_gan(PushForward(), "torch"),
     "clipped Adam": lambda: make_gan(PushForward(), pyro.optim.ClippedAdam({"lr": 0.05})),
@@ -93,20 +105,10 @@ GANS = {
     ),
 }
 GANS |= {
-    f"divergence {name}": lambda name=name: make_gan(
-        PushForward(),
-        objective=objectives.FDivergence(
-            name,
-            alpha=0.5 if name == "alpha" else None,
-            pi=0.3 if name == "jensen_shannon_weighted" else None,
-        ),
-    )
-    for name in objectives.FDivergence.names()
+    f"divergence {name}": partial(divergence_gan, name) for name in objectives.FDivergence.names()
 }
 GANS |= {
-    f"objective {name}": lambda name=name: make_gan(
-        PushForward(), objective=getattr(objectives, name)(), penalties=[penalties.WeightClipping()]
-    )
+    f"objective {name}": partial(objective_gan, name)
     for name in objectives.__all__
     if name not in ("Objective", "FDivergence")
 }

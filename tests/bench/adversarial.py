@@ -92,10 +92,10 @@ def gan(case, name, semi_implicit=False, **settings):
 
 
 @pyro.validation_enabled(False)  # as in examples/grid.py
-def run(repeats: int) -> dict[str, float]:
+def run(repeats: int) -> dict[str, dict[str, float]]:
     """Times the steps, prints them, and returns their ratios."""
     toy, images = Toy(), Images()
-    results = {}
+    results: dict[str, dict[str, float]] = {}
     pyro.clear_param_store()
     times = alternate(
         {

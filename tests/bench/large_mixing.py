@@ -27,6 +27,10 @@ MODES = ("exact", "responsibility", "top")
 EXACT_CHUNK = 16384
 
 
+def _normal(scale: float, psi: Tensor) -> dist.Independent:
+    return dist.Normal(psi, scale).to_event(1)
+
+
 class Generator:
     """MLP(10, [100], D) with a Normal conditional; the data are draws of another such network."""
 
@@ -141,11 +145,12 @@ def noise() -> dict[str, dict[str, float]]:
         fresh = gradient_noise(partial(generator.loss, every, num_mixing), weights, 20)
         # The same chunks as the modes: all psi are chosen.
         exact = torch.autograd.grad(of_given_psi(every), weights)
-        found = {"fresh_psi_ratio": fresh.ratio}
+        found: dict[str, float] = {"fresh_psi_ratio": fresh.ratio}
         rows = [("exact, new psi each time", f"{fresh.ratio:.2e}", "variance / squared mean")]
         for size in (64, 256, 1024):
             chooser = Responsibility(size, torch.Generator().manual_seed(0))
             one = gradient_noise(partial(of_given_psi, chooser), weights, 50, exact)
+            assert one.relative_bias is not None and one.bias_error is not None
             share = one.variance / fresh.variance
             found |= {f"S{size}_ratio": one.ratio, f"S{size}_of_fresh": share}
             found |= {f"S{size}_bias": one.relative_bias, f"S{size}_bias_error": one.bias_error}
@@ -159,15 +164,17 @@ def noise() -> dict[str, dict[str, float]]:
             )
         for k in (1, 8, 64):
             one = gradient_noise(partial(of_given_psi, TopK(k)), weights, 2, exact)
+            assert one.relative_bias is not None
             found[f"top{k}_bias"] = one.relative_bias
             rows.append((f"top {k}, same psi", "0", f"bias {one.relative_bias:.3f}"))
         p = SemiImplicit(
             generator.mixing,
-            lambda psi, scale=scale: dist.Normal(psi, scale).to_event(1),
+            partial(_normal, scale),
             num_mixing,
             backward="top",
         )
         p.log_prob(generator.x)
+        assert p.backward_report is not None  # a backward mode was given
         effective = p.backward_report.effective_num_psi.item()
         found["effective_num_psi"] = effective
         rows.append(("effective number of psi", f"{effective:.0f}", "for all data together"))

@@ -13,6 +13,7 @@ import argparse
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -155,11 +156,11 @@ def run(
 ) -> dict[str, dict[str, float]]:
     """Prints a table: a line for each case, milliseconds of each variant, and of the floor."""
     results: dict[str, dict[str, float]] = {}
-    cases: dict[str, tuple[Callable[[str], Callable], list]] = {
-        f"SIG, M = {m:,}": (lambda v, m=m: sig_step(m, v, device), _sig_products(m)) for m in sizes
+    cases: dict[str, tuple[Callable[..., Callable[[], object]], list]] = {
+        f"SIG, M = {m:,}": (partial(sig_step, m, device=device), _sig_products(m)) for m in sizes
     }
-    cases["GAN"] = (lambda v: gan_step(None, v, device), _gan_products(False))
-    cases["GAN-SI"] = (lambda v: gan_step(0.1, v, device), _gan_products(True))
+    cases["GAN"] = (partial(gan_step, None, device=device), _gan_products(False))
+    cases["GAN-SI"] = (partial(gan_step, 0.1, device=device), _gan_products(True))
     columns = [*variants, "floor", *(["floor bf16"] if any("bf" in v for v in variants) else [])]
     print(f"\nMilliseconds of a step on {device}, {BATCH_SIZE} images of {NUM_PIXELS} pixels")
     print(f"{'':18}" + "".join(f"{column:>19}" for column in columns))

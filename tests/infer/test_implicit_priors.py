@@ -20,7 +20,7 @@ from pyro_sig.infer import SIG_ELBO, fit, no_guide
 from pyro_sig.nn import MLP
 
 DOUBLE = {"dtype": torch.float64}
-ZERO = torch.zeros((), **DOUBLE)
+ZERO = torch.zeros((), dtype=torch.float64)
 
 
 def unit_noise():
