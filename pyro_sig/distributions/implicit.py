@@ -172,14 +172,23 @@ class Implicit(TorchDistribution):
             event = x.shape[x.dim() - self.inputs_event_dim :]
             inputs.append(x.expand(shape + event))
         psi = call("transform", self.transform, noise, *inputs)
-        expected = shape + self.event_shape
-        if not isinstance(psi, Tensor) or psi.shape != expected:
-            was = tuple(psi.shape) if isinstance(psi, Tensor) else type(psi).__name__
-            raise ValueError(
-                f"`transform` must return psi of shape {tuple(expected)} (draws and batch "
-                f"{tuple(shape)}, event_shape {tuple(self.event_shape)}), was {was}"
-            )
+        if not isinstance(psi, Tensor) or psi.shape != shape + self.event_shape:
+            raise self._wrong_shape(psi, shape)
         return psi
+
+    def _wrong_shape(self, psi: object, shape: torch.Size) -> ValueError:
+        was, remedy = type(psi).__name__, ""
+        if isinstance(psi, Tensor):
+            was = str(tuple(psi.shape))
+            if psi.shape[: len(shape)] == shape:  # only the event differs
+                event = tuple(psi.shape[len(shape) :])
+                remedy = f": pass event_shape={event}"
+                if event == (*self.event_shape, 1):
+                    remedy += ", or return transform(noise).squeeze(-1)"
+        return ValueError(
+            f"`transform` must return psi of shape {tuple(shape + self.event_shape)} (draws and "
+            f"batch {tuple(shape)}, event_shape {tuple(self.event_shape)}), was {was}{remedy}"
+        )
 
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
         """Draws without a gradient; shapes as :meth:`rsample`."""

@@ -20,6 +20,7 @@ from pyro_sig._functions import check_callable
 from pyro_sig.distributions import Implicit, LowRankAffine, SemiImplicit, TriangularAffine
 from pyro_sig.infer._guide_parts import (
     WholeSetUp,
+    check_scored,
     location_and_scale,
     location_scale_network,
 )
@@ -67,7 +68,8 @@ class AutoSemiImplicit(WholeSetUp, AutoContinuous):
     :param bool find_scale: whether to search for location and scale; without it they are the
         initial location and ``init_scale``.
     :ivar scale_report: what the search found, after the first call.
-    :raises ValueError: for a discrete latent, an unknown covariance, or sizes below 1.
+    :raises ValueError: for a discrete latent, one without a density under ``find_scale=True``, an
+        unknown covariance, or sizes below 1.
 
     References: M. Yin and M. Zhou (2018), "Semi-Implicit Variational Inference".
 
@@ -144,6 +146,7 @@ class AutoSemiImplicit(WholeSetUp, AutoContinuous):
             self.rank = min(dim, max(1, round(math.sqrt(dim))))
         loc, scale_tril = init_loc, self.init_scale * torch.eye(dim).to(init_loc)
         if self.find_scale:
+            check_scored(self.prototype_trace)
             log_density = unconstrained_log_density(
                 self._given_model[0], self._unpack_latent, args, kwargs
             )

@@ -120,7 +120,8 @@ def fit(
         there is none, and False raises if there is one.
     :param kwargs: keyword arguments of the model.
     :return: guide, history, convergence, k-hat and a report.
-    :raises ValueError: if an argument is out of range, the model has discrete latents, or the
+    :raises ValueError: if an argument is out of range, the model has latents that are discrete
+        or without a density, or the
         folder holds another run, or one with another budget, annealing or time limit.
     :raises NonFiniteLossError: if a loss is NaN or infinite.
 

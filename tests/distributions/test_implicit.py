@@ -191,6 +191,15 @@ def test_psi_of_the_wrong_shape(transform, was):
         psi.sample((5,))
 
 
+def test_psi_of_another_event_shape_says_which_to_pass():
+    psi = Implicit(torch.nn.Linear(2, 1), standard(2)).expand([3])
+    with pytest.raises(ValueError, match=r"\(5, 3, 1\): pass event_shape=\(1,\), or .*squeeze"):
+        psi.sample((5,))
+    psi = Implicit(torch.nn.Linear(2, 4), standard(2), 2)
+    with pytest.raises(ValueError, match=r"pass event_shape=\(4,\)$"):
+        psi.sample((5,))
+
+
 def test_a_closure_over_rows_is_noticed_unless_the_sizes_agree():
     rows = torch.zeros(4, 2)
     with pytest.raises(ValueError, match="`transform` must return psi of shape"):

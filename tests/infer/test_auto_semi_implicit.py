@@ -24,6 +24,7 @@ from pyro.nn import PyroModule
 from pyro.optim import Adam, ClippedAdam
 
 from pyro_sig.diagnostics import log_importance_weights
+from pyro_sig.distributions import Implicit
 from pyro_sig.infer import AutoSemiImplicit
 
 SIGMAS = 5.0  # one failure in 1.7 million
@@ -472,6 +473,20 @@ def test_a_discrete_latent_says_what_to_use(law):
     for _ in range(2):  # a failed set-up is not taken for finished
         with pytest.raises(ValueError, match="discrete sample site 'k'.*enumerat.*poutine.block"):
             guide()
+
+
+def test_a_latent_without_a_density_says_what_to_do():
+    noise = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+    def model():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("psi", Implicit(torch.nn.Linear(2, 2), noise, event_shape=2))
+
+    guide = AutoSemiImplicit(model)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="density at every latent.*'psi'.*find_scale=False"):
+            guide()
+    assert AutoSemiImplicit(model, find_scale=False)()["psi"].shape == (2,)
 
 
 def test_a_model_without_a_density_at_every_start():
