@@ -121,8 +121,8 @@ def fit(
     :param kwargs: keyword arguments of the model.
     :return: guide, history, convergence, k-hat and a report.
     :raises ValueError: if an argument is out of range, the model has latents that are discrete
-        or without a density, or the
-        folder holds another run, or one with another budget, annealing or time limit.
+        or without a density, or the folder holds another run, or one with another budget, annealing
+        or time limit.
     :raises NonFiniteLossError: if a loss is NaN or infinite.
 
     Example::
