@@ -14,6 +14,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from _modes import mode_std
 from _schedules import conditional_std, instance_noise_std, rate_factor
 from _teaching import teach
 from pyro.infer import SVI, Trace_ELBO
@@ -33,7 +34,7 @@ Sampler = Callable[[tuple[int]], Tensor]
 # ------------------------------------------------------------------------- what the methods share
 
 
-def make_generator(args: argparse.Namespace) -> tuple[MLP, dist.Distribution]:
+def make_generator(args: argparse.Namespace) -> tuple[MLP, dist.TorchDistribution]:
     """The network that all methods train, and its noise: uniform, of mean 0 and variance 1."""
     bound = torch.full((2,), math.sqrt(3.0), device=args.device)
     return MLP(2, [100, 100], 2, device=args.device), dist.Uniform(-bound, bound).to_event(1)
@@ -71,7 +72,7 @@ def annealed_batches(
     steps = args.num_steps
     return lambda step: (
         toy.sample(args.batch_size),
-        conditional_std(step / steps, toy.mode_std),
+        conditional_std(step / steps, mode_std(toy)),
     )
 
 
@@ -107,7 +108,7 @@ def fit_sig(toy: datasets.Toy, args: argparse.Namespace) -> Sampler:
     program = SemiImplicitProgram(args)
     fit_by_svi(program, no_guide, toy, args, "SIG", betas=(0.95, 0.999))
     with torch.no_grad():
-        return program.generator(toy.mode_std).sample
+        return program.generator(mode_std(toy)).sample
 
 
 # ----------------------------------------------------------------------------------- adversaries
@@ -137,7 +138,7 @@ def fit_gan_si(toy: datasets.Toy, args: argparse.Namespace) -> Sampler:
         description="GAN-SI",
     )
     with torch.no_grad():
-        return program.generator(toy.mode_std).sample
+        return program.generator(mode_std(toy)).sample
 
 
 def adversary(name: str, **settings: Any) -> Callable[..., Sampler]:
@@ -214,7 +215,7 @@ def fit_vae(toy: datasets.Toy, args: argparse.Namespace) -> Sampler:
     # An encoder that is Normal wants a prior that has no edge.
     pair.noise = dist.Normal(torch.zeros(2, device=args.device), 1.0).to_event(1)
     fit_by_svi(pair.model, pair.guide, toy, args, "VAE")
-    return pair.sampler(toy.mode_std)
+    return pair.sampler(mode_std(toy))
 
 
 def joint_game(kind: type[BiGAN], **settings: Any) -> Callable[..., Sampler]:
@@ -240,8 +241,8 @@ def joint_game(kind: type[BiGAN], **settings: Any) -> Callable[..., Sampler]:
         schedules = [torch.optim.lr_scheduler.LambdaLR(o, factor) for o in (optim, critic_optim)]
 
         def batch(step: int) -> tuple[Tensor, float]:
-            x, std = toy.sample(args.batch_size), instance_noise_std(step / steps, toy.mode_std)
-            return x + math.sqrt(std**2 - toy.mode_std**2) * torch.randn_like(x), std
+            x, std = toy.sample(args.batch_size), instance_noise_std(step / steps, mode_std(toy))
+            return x + math.sqrt(std**2 - mode_std(toy) ** 2) * torch.randn_like(x), std
 
         train(
             game,
@@ -253,7 +254,7 @@ def joint_game(kind: type[BiGAN], **settings: Any) -> Callable[..., Sampler]:
         )
         with game.averaged():
             pair.decoder = copy.deepcopy(pair.decoder)
-        return pair.sampler(toy.mode_std)
+        return pair.sampler(mode_std(toy))
 
     return fit
 

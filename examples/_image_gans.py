@@ -82,7 +82,7 @@ def make_gan(
     """
     device = next(net.parameters()).device
     noise = dist.Normal(torch.zeros(NOISE_DIM, device=device), 1.0).to_event(1)
-    critic.to(memory_format=torch.channels_last)
+    critic.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def model(x: Tensor) -> None:
         pyro.module("generator", net)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pyro
 import pyro.distributions as dist
 import torch
+from _modes import mode_std
 from _schedules import conditional_std, rate_factor
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class KernelStudent:
 def teach(
     toy: datasets.Toy,
     net: nn.Module,
-    noise: dist.Distribution,
+    noise: dist.TorchDistribution,
     *,
     num_steps: int,
     batch_size: int,
@@ -65,7 +66,7 @@ def teach(
             pyro.sample("x", law, obs=x)
 
     def batch(step: int) -> tuple[Tensor, float]:
-        width = unit * conditional_std(step / num_steps, toy.mode_std / unit)
+        width = unit * conditional_std(step / num_steps, mode_std(toy) / unit)
         return toy.sample(batch_size), width
 
     optim = torch.optim.Adam(net.parameters(), lr=learning_rate, betas=(0.95, 0.999))

@@ -19,6 +19,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -206,7 +207,8 @@ def moments(z: Tensor) -> dict[str, list[float]]:
 def main(args: argparse.Namespace) -> None:
     """Fit the banana by both methods, compare the posteriors, and draw them."""
     args.out.mkdir(parents=True, exist_ok=True)
-    draws, metrics = {}, {}
+    draws: dict[str, Tensor] = {}
+    metrics: dict[str, dict[str, Any]] = {}
     for name, method in (("avb", fit_avb), ("sivi", fit_sivi)):
         pyro.set_rng_seed(args.seed)
         pyro.clear_param_store()

@@ -197,6 +197,7 @@ def fit(method: Method, digits: Digits, args: argparse.Namespace) -> dict[str, A
     params = [param for network in networks for param in network.parameters()]
     betas = (0.5, 0.999)
     schedules = []
+    trainer: Any
     if method.trainer is None:
         options = {"lr": method.rates[0], "betas": betas}
         schedule = torch.optim.lr_scheduler.LambdaLR
@@ -265,13 +266,17 @@ def without_training(seed: int, device: str) -> dict[str, float]:
     projections = torch.randn(num, NUM_PIXELS, NUM_FEATURES, device=device)
     pairs = [Pair(False, device) for _ in range(num)]
     critics = [score_critic(pair.critic(of_pairs=False), digits) for pair in pairs]
+
+    def projected(projection: Tensor) -> float:
+        return accuracy(lambda x: x @ projection, digits)
+
     return {
         "new-critic": statistics.fmean(whole for whole, _ in critics),
         "new-critic-pca": statistics.fmean(reduced for _, reduced in critics),
         "pixels": accuracy(lambda x: x, digits),
         "pca": accuracy(lambda x: x @ axes, digits),
         "untrained": statistics.fmean(accuracy(pair.encoder, digits) for pair in pairs),
-        "projection": statistics.fmean(accuracy(lambda x, p=p: x @ p, digits) for p in projections),
+        "projection": statistics.fmean(projected(p) for p in projections),
     }
 
 
@@ -306,7 +311,7 @@ def draw(
     import matplotlib.pyplot as plt
 
     figure = plt.figure(figsize=(11.5, 4.2), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.15))
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.15), squeeze=False)[0]
     axis = left.subplots()
     names = sorted(metrics, key=lambda name: statistics.fmean(metrics[name]["accuracy"]))
     for place, name in enumerate(names):

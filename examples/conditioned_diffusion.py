@@ -11,6 +11,9 @@ floor is that of its two halves, which have half as many.
 
 import argparse
 import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -67,13 +70,11 @@ class EulerPath(dist.TorchDistribution):
         self.step, self.size = step, size
         super().__init__(step.shape, torch.Size([size]), validate_args=validate_args)
 
-    def expand(
-        self, batch_shape: torch.Size | list[int], _instance: "EulerPath | None" = None
-    ) -> "EulerPath":
+    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "EulerPath":
         """Return the law with this batch shape."""
         return EulerPath(self.step.expand(torch.Size(batch_shape)), self.size, self._validate_args)
 
-    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw paths."""
         x = self.step.new_zeros(torch.Size(sample_shape) + self.batch_shape)
         path = []
@@ -98,7 +99,7 @@ def diffusion(observations: Tensor) -> None:
     pyro.sample("y", law, obs=observations)
 
 
-def picture(bands: dict[str, Tensor], observations: Tensor, path: str) -> None:
+def picture(bands: dict[str, Tensor], observations: Tensor, path: Path) -> None:
     """Draw bands of the path, ours over SGLD's, and the observations."""
     figure, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
     time = STEP * torch.arange(1, NUM_STEPS + 1)
@@ -119,7 +120,7 @@ def picture(bands: dict[str, Tensor], observations: Tensor, path: str) -> None:
     plt.close(figure)
 
 
-def print_table(results: dict[str, dict[str, float]], floor: dict[str, float]) -> None:
+def print_table(results: dict[str, dict[str, Any]], floor: dict[str, float]) -> None:
     """Print a line for each guide and one for the halves of the reference."""
     print(f"\n{'':24}{'sliced W2':>10}{'corr. RMSE':>12}{'steps':>8}{'seconds':>9}{'k-hat':>7}")
     for name, row in results.items():
@@ -144,7 +145,7 @@ def main(args: argparse.Namespace) -> None:
     reference, observations = data["sgld_draws"], data["observations"].squeeze(0)
     order = torch.randperm(len(reference), generator=torch.Generator().manual_seed(0))
     floor = distances(*reference[order.to(reference.device)].chunk(2))
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
     for name in args.guides:
         found = trained(
             name, diffusion, (observations,), seconds_of(args), args.seed, args.progress

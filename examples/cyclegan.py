@@ -23,6 +23,7 @@ import json
 import math
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,20 +62,25 @@ class FromIdentity(nn.Module):
 
 
 def trainer(
-    translators: tuple[nn.Module, nn.Module],
-    critics: tuple[nn.Module, nn.Module],
+    translators: Sequence[nn.Module],
+    critics: Sequence[nn.Module],
     rate: float,
     steps: int,
     *settings: Any,
     **named: Any,
 ) -> tuple[CycleGAN, list[torch.optim.lr_scheduler.LambdaLR]]:
     """Makes the trainer, and schedules of both players."""
-    optims = [
+    forward, backward = translators
+    critic_x, critic_y = critics
+    optim, critic_optim = (
         torch.optim.Adam([p for m in players for p in m.parameters()], lr=rate, betas=BETAS)
         for players in (translators, critics)
+    )
+    gan = CycleGAN(forward, backward, critic_x, critic_y, optim, critic_optim, *settings, **named)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(o, linear_decay(steps)) for o in (optim, critic_optim)
     ]
-    gan = CycleGAN(*translators, *critics, *optims, *settings, **named)
-    return gan, [torch.optim.lr_scheduler.LambdaLR(o, linear_decay(steps)) for o in optims]
+    return gan, schedules
 
 
 def quarters(cycle: list[float]) -> tuple[float, float]:

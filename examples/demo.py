@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -78,7 +78,7 @@ class DigitGenerator(PyroModule):
     def __init__(self, pixels: int, noise_dim: int = 10) -> None:
         super().__init__()
         self.network = nn.Sequential(MLP(noise_dim, [128, 128], pixels), nn.Sigmoid())
-        self.sigma = PyroParam(torch.full((pixels,), self.END), constraints.positive)
+        self.sigma: Any = PyroParam(torch.full((pixels,), self.END), constraints.positive)
         self.register_buffer("zeros", torch.zeros(noise_dim))
         self.register_buffer("extra_variance", torch.tensor(self.START**2 - self.END**2))
 

@@ -22,6 +22,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +117,7 @@ def train_step(
     critic_loss(critic, theta.detach()).backward()
     if method.alternating:
         step_critic()
-    d = critic
+    d: Callable[[Tensor], Tensor] = critic
     if method.unrolled:
         d = unrolled(critic, lambda d: critic_loss(d, theta), optimizers[0], method.unrolled)
     (theta.grad,) = torch.autograd.grad(game.objective.generator_loss(d(real), d(theta)), theta)
@@ -127,8 +128,8 @@ def train_step(
 
 def play(game: Game, method: Method, start: Tensor, num_steps: int, device: str) -> Tensor:
     """Return the path of (theta, psi), with shape ``[num_steps + 1, 2]``."""
-    critic, theta = make_players(*start.tolist(), game.level, device)
-    optimizers = tuple(torch.optim.SGD([p], lr=STEP) for p in (critic.weight, theta))
+    critic, theta = make_players(float(start[0]), float(start[1]), game.level, device)
+    optimizers = torch.optim.SGD([critic.weight], lr=STEP), torch.optim.SGD([theta], lr=STEP)
     points = [start]
     for _ in range(num_steps):
         train_step(game, method, critic, theta, optimizers)
@@ -197,7 +198,8 @@ def main(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     num_steps = 20 if args.smoke else args.num_steps
-    paths, results = {}, {}
+    paths: dict[tuple[str, str], tuple[Tensor, float | None]] = {}
+    results: dict[str, dict[str, dict[str, Any]]] = {}
     print(f"{'objective':16}{'method':20}{'|lambda|':>10}{'distance from the solution':>30}")
     print(f"{'':46}{'least, greatest of the last fifth':>36}")
     for game in GAMES:

@@ -76,7 +76,7 @@ class Table(NamedTuple):
     """Counts, how they are named, and how many posterior means are worth printing."""
 
     load: Callable[..., Tensor]
-    count: str
+    counted: str
     unit: str
     num_shown: int
 
@@ -284,7 +284,7 @@ def draw_table(name: str, fitted: Fitted, path: Path) -> None:
     for key, values in fitted.means.items():
         shown = values[: TABLES[name].num_shown].cpu().numpy()
         axes[2].plot(shown, **STYLES[key], color=COLOURS[key], label=key)
-    axes[2].set(xlabel=f"{TABLES[name].count} $x$", ylabel=r"$E[\psi\,|\,x]$")
+    axes[2].set(xlabel=f"{TABLES[name].counted} $x$", ylabel=r"$E[\psi\,|\,x]$")
     axes[2].set_title("expected rate given $x$")
     for axis in axes:
         axis.legend()
@@ -300,7 +300,12 @@ def draw_mixing(axis: Axes, fitted: Fitted) -> None:
     axis.plot(grid, share.cpu(), color=COLOURS["SIG"], label="SIG", zorder=3)
     atoms = torch.cat([fitted.npmle.grid, fitted.npmle.grid.new_tensor([top])])
     below = fitted.npmle.weights.cumsum(0)
-    broad = {"color": COLOURS["NPMLE"], "linewidth": 4, "alpha": 0.5, "label": "NPMLE"}
+    broad: dict[str, Any] = {
+        "color": COLOURS["NPMLE"],
+        "linewidth": 4,
+        "alpha": 0.5,
+        "label": "NPMLE",
+    }
     axis.step(atoms, torch.cat([below, below[-1:]]), where="post", **broad)
     gamma = fitted.gamma.concentration, (fitted.gamma.rate * grid.to(fitted.gamma.rate))
     axis.plot(grid, torch.special.gammainc(*gamma).cpu(), color=COLOURS["gamma"], label="gamma")
@@ -315,7 +320,7 @@ def draw_counts(axis: Axes, fitted: Fitted, table: Table) -> None:
     for shift, (key, log_pmf) in zip((-0.2, 0.0, 0.2), fitted.log_pmf.items(), strict=True):
         expected = (log_pmf.exp() * float(fitted.frequencies.sum())).cpu().numpy()
         axis.plot(x + shift, expected, "o", color=COLOURS[key], label=key)
-    axis.set(yscale="log", xlabel=f"{table.count} $x$", ylabel=table.unit)
+    axis.set(yscale="log", xlabel=f"{table.counted} $x$", ylabel=table.unit)
     axis.set_title("observed and expected")
 
 

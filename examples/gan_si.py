@@ -27,7 +27,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from _kept import kept
-from _modes import DATA, draw_samples, score
+from _modes import DATA, centres, draw_samples, mode_std, score
 from _quiet import add_quiet
 from _schedules import conditional_std, rate_factor
 from torch import Tensor
@@ -79,7 +79,7 @@ def fit(
     ]
     train(
         gan,
-        lambda step: (toy.sample(args.batch_size), conditional_std(step / steps, toy.mode_std)),
+        lambda step: (toy.sample(args.batch_size), conditional_std(step / steps, mode_std(toy))),
         steps,
         callbacks=schedules,
         progress=args.progress,
@@ -87,8 +87,9 @@ def fit(
     )
     with torch.no_grad():
         psi = net(noise.sample((NUM_SAMPLES,)))
-    last = gan.elbo_weight if isinstance(weight, float) else gan.elbo_weight.weight
-    return psi + toy.mode_std * torch.randn_like(psi), psi, last
+    used: Any = gan.elbo_weight
+    last = used if isinstance(weight, float) else used.weight
+    return psi + mode_std(toy) * torch.randn_like(psi), psi, last
 
 
 def run(data: str, weight: float | str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def run(data: str, weight: float | str, seed: int, args: argparse.Namespace) -> 
 
 def num_reached(samples: Tensor, toy: datasets.Toy) -> int:
     """Counts modes with any sample of high quality, however few."""
-    coverage = mode_coverage(samples, toy.modes, toy.mode_std, min_count=0)
+    coverage = mode_coverage(samples, centres(toy), mode_std(toy), min_count=0)
     return int(coverage.captured)
 
 
@@ -125,14 +126,14 @@ def num_reached(samples: Tensor, toy: datasets.Toy) -> int:
 def print_table(data: str, rows: dict[str, dict[str, list[float]]]) -> None:
     """Prints means over seeds."""
     toy = DATA[data]()
-    print(f"\n{data}, {len(toy.modes)} modes")
+    print(f"\n{data}, {len(centres(toy))} modes")
     print(f"{'weight':16}{'modes':>7}{'reached':>9}{'HQ':>8}{'KL':>8}{'seconds':>9}")
     for label, figures in rows.items():
         modes, reached, hq, kl, seconds = (
             statistics.fmean(figures[name]) for name in ("modes", "reached", "hq", "kl", "seconds")
         )
         print(f"{label:16}{modes:7.1f}{reached:9.1f}{hq:8.3f}{kl:8.3f}{seconds:9.0f}")
-    best = len(toy.modes)
+    best = len(centres(toy))
     print(f"{'perfect':16}{best:7.1f}{best:9.1f}{0.9889:8.3f}{0:8.3f}")
 
 
@@ -153,13 +154,13 @@ def draw(data: str, results: dict[str, list[dict[str, Any]]], path: Path) -> Non
     toy = DATA[data]()
     columns = len(results)
     figure = plt.figure(figsize=(2.1 * columns, 5.2), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.05))
+    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.05), squeeze=False)[:, 0]
     above.suptitle(f"{data}: samples of x by the weight of SIG beside the critic")
     panels = above.subplots(1, columns, squeeze=False)[0]
     for axis, (label, found) in zip(panels, results.items(), strict=True):
         draw_samples(axis, found[0]["samples"], toy)
         axis.set_title(title(label, found[0]), fontsize=10)
-    best = {"modes": len(toy.modes), "hq": 0.9889, "kl": 0.0}
+    best = {"modes": len(centres(toy)), "hq": 0.9889, "kl": 0.0}
     places = range(columns)
     ticks = [label.removesuffix(".0") for label in results]
     # "balance" is no point of the path between the two ends.

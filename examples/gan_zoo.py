@@ -29,7 +29,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from _kept import kept
-from _modes import DATA, draw_samples, score, view_limit
+from _modes import DATA, centres, draw_samples, score, view_limit
 from _quiet import add_quiet
 from torch import Tensor, nn
 
@@ -54,7 +54,7 @@ class Method:
 
     objective: objectives.Objective
     penalties: Callable[[float], list[penalties.Penalty]] = lambda gamma: []
-    critic: Callable[[nn.Module], nn.Module] = lambda critic: critic
+    critic: Callable[[MLP], nn.Module] = lambda critic: critic
     settings: dict[str, Any] = field(default_factory=dict)  # of GAN
     rate: float = 1.0  # learning rates, as a multiple of the others'
     decay: bool = True  # whether they fall to zero
@@ -77,9 +77,9 @@ def spectral(critic: nn.Module) -> nn.Module:
     return InOtherUnits(penalties.spectral_norm(critic), 10.0)
 
 
-def with_batch_norm(critic: nn.Module) -> nn.Module:
+def with_batch_norm(critic: MLP) -> MLP:
     """Puts a batch normalisation in front of each activation."""
-    layers = []
+    layers: list[nn.Module] = []
     for layer in critic.hidden:
         layers.append(layer)
         if isinstance(layer, nn.Linear):
@@ -143,7 +143,10 @@ METHODS |= {
         objectives.NonSaturating(), r1, settings={"ema": 0.99}, decay=False
     ),
 }
-PARAMETERS = {"jensen_shannon_weighted": {"pi": 0.3}, "alpha": {"alpha": 0.5}}
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "jensen_shannon_weighted": {"pi": 0.3},
+    "alpha": {"alpha": 0.5},
+}
 for divergence in objectives.FDivergence.names():
     METHODS.setdefault(
         divergence, Method(objectives.FDivergence(divergence, **PARAMETERS.get(divergence, {})))
@@ -166,18 +169,17 @@ def fit(method: Method, data: str, args: argparse.Namespace) -> tuple[Tensor, st
             pyro.sample("x", Implicit(net, noise, event_shape=2), obs=x)
 
     rate = method.rate * args.learning_rate
-    optims = [
-        torch.optim.Adam(player.parameters(), lr=rate, betas=BETAS) for player in (net, critic)
-    ]
+    optim = torch.optim.Adam(net.parameters(), lr=rate, betas=BETAS)
+    critic_optim = torch.optim.Adam(critic.parameters(), lr=rate, betas=BETAS)
     terms = method.penalties(GAMMA[data])
-    gan = GAN(model, critic, *optims, method.objective, terms, **method.settings)
+    gan = GAN(model, critic, optim, critic_optim, method.objective, terms, **method.settings)
     steps = 50 if args.smoke else args.num_steps or NUM_STEPS[data]
     # The steps shrink to nothing: without a fixed point to come to, a game at least slows down.
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(
-            optim, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
+            o, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
         )
-        for optim in optims
+        for o in (optim, critic_optim)
         if method.decay
     ]
     failure = ""
@@ -238,13 +240,13 @@ def describe(method: Method, data: str) -> str:
 def print_table(data: str, rows: dict[str, dict[str, list[Any]]]) -> None:
     """Prints means over seeds."""
     toy = DATA[data]()
-    print(f"\n{data}, {len(toy.modes)} modes")
+    print(f"\n{data}, {len(centres(toy))} modes")
     print(f"{'':28}{'modes':>7}{'HQ':>8}{'KL':>8}{'seconds':>9}")
     for method, figures in rows.items():
         modes, hq, kl, seconds = (statistics.fmean(figures[name]) for name in FIGURES)
         failures = "; ".join(failure for failure in figures["failure"] if failure)
         print(f"{method:28}{modes:7.1f}{hq:8.3f}{kl:8.3f}{seconds:9.0f}   {failures}".rstrip())
-    print(f"{'perfect':28}{len(toy.modes):7.1f}{0.9889:8.3f}{0:8.3f}")
+    print(f"{'perfect':28}{len(centres(toy)):7.1f}{0.9889:8.3f}{0:8.3f}")
 
 
 def draw(results: dict[str, dict[str, dict[str, Any]]], path: Path, columns: int = 5) -> None:
@@ -260,7 +262,7 @@ def draw(results: dict[str, dict[str, dict[str, Any]]], path: Path, columns: int
     parts = figure.subfigures(len(rows), 1, height_ratios=list(rows.values()), squeeze=False)
     for part, (data, found) in zip(parts[:, 0], results.items(), strict=True):
         toy = DATA[data]()
-        part.suptitle(f"{data}: samples over the centres of {len(toy.modes)} modes")
+        part.suptitle(f"{data}: samples over the centres of {len(centres(toy))} modes")
         axes = part.subplots(rows[data], columns, squeeze=False).ravel()
         limit = view_limit(toy)
         for axis in axes:

@@ -121,7 +121,7 @@ def main(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     """Runs every method and seed; writes metrics.json and grid.png."""
     args.out.mkdir(parents=True, exist_ok=True)
     metrics: dict[str, dict[str, list[float]]] = {}
-    samples = {}
+    samples: dict[str, Tensor] = {}
     for method in FIT if args.methods == "all" else args.methods.split(","):
         if method not in FIT:
             raise ValueError(f"`methods` must be among {', '.join(FIT)}, was {method!r}")

@@ -95,7 +95,7 @@ class Affine(PyroModule):
     def __init__(self) -> None:
         super().__init__()
         self.loc = nn.Parameter(torch.zeros(1))
-        self.scale = PyroParam(torch.ones(1), dist.constraints.positive)
+        self.scale: Any = PyroParam(torch.ones(1), dist.constraints.positive)
 
     def forward(self, noise: Tensor) -> Tensor:
         """Scale and shift."""
@@ -163,7 +163,7 @@ def fit_groups(network: Affine | Network, y: Tensor, settings: Settings, name: s
 def group_law(prior: Any, spread: Tensor) -> FixedMixture:
     """Return the law of all observations of one group, given draws of its effect."""
 
-    def observations(effect: Tensor) -> dist.Distribution:
+    def observations(effect: Tensor) -> dist.TorchDistribution:
         repeated = effect.unsqueeze(-1).expand(*effect.shape, GROUP_SIZE)
         return dist.Normal(repeated, spread).to_event(1)
 
@@ -188,8 +188,8 @@ def find_modes(psi: Tensor) -> dict[str, list[float]]:
     edges = torch.linspace(float(psi.min()) - 1, float(psi.max()) + 1, 400)
     density = smoothed(psi, edges).numpy()
     inner = density[1:-1]
-    tops = 1 + np.flatnonzero((inner > density[:-2]) & (inner >= density[2:]))
-    tops = [i for i in tops if density[i] > 0.05 * density.max()]
+    peaks = 1 + np.flatnonzero((inner > density[:-2]) & (inner >= density[2:]))
+    tops = [i for i in peaks if density[i] > 0.05 * density.max()]
     valleys = [i + int(density[i:j].argmin()) for i, j in zip(tops, tops[1:], strict=False)]
     cuts = [-math.inf, *(float(edges[i]) for i in valleys), math.inf]
     shares = [
@@ -274,7 +274,7 @@ def draw_groups(fitted: dict[str, Fitted], y: Tensor, means: dict[str, Tensor], 
 # ---------------------------------------------------------------------------------------- schools
 
 
-def schools_model(prior: Callable[[], dist.Distribution]) -> Callable[..., None]:
+def schools_model(prior: Callable[[], dist.TorchDistribution]) -> Callable[..., None]:
     """Build the model of eight schools with a given law of the standardised effects."""
 
     def model(y: Tensor, errors: Tensor) -> None:
@@ -306,7 +306,7 @@ def infer_schools(
     pyro.clear_param_store()
     found = fit(model, *data, budget=settings.fit_steps, annealing=0.5, progress=settings.progress)
     by_fit = time.perf_counter() - start - by_nuts
-    sizes = {"num_samples": settings.num_draws * settings.num_chains, "seed": seed}
+    sizes: dict[str, Any] = {"num_samples": settings.num_draws * settings.num_chains, "seed": seed}
     return {
         "NUTS": to_inference_data(model, None, *data, posterior=draws, seed=seed),
         "fit": to_inference_data(model, found.guide, *data, **sizes),

@@ -125,8 +125,8 @@ def per_datum_guide(name: str, loc: Tensor, scale: Tensor) -> Program:
 def amortised_guide(
     name: str,
     encoder: nn.Module,
-    normal: Callable[..., dist.Distribution] = dist.Normal,
-    infer: dict | None = None,
+    normal: Callable[..., dist.TorchDistribution] = dist.Normal,
+    infer: Any = None,
 ) -> Program:
     """One network gives location and scale for any x."""
 
@@ -134,7 +134,7 @@ def amortised_guide(
         pyro.module(name, encoder)
         loc, scale = encoder(x)
         with pyro.plate("data", len(x)):
-            pyro.sample("z", normal(loc, scale).to_event(1), infer=infer or {})
+            pyro.sample("z", normal(loc, scale).to_event(1), infer=infer)
 
     return guide
 
@@ -159,7 +159,7 @@ def semi_implicit_guide(
 ) -> Program:
     """The same with noise fed to the network: q(z | x) is a mixture of Normals over that noise."""
 
-    def conditional(psi: Tensor) -> dist.Distribution:
+    def conditional(psi: Tensor) -> dist.TorchDistribution:
         return dist.Normal(psi[..., :2], nn.functional.softplus(psi[..., 2:]) + 1e-3).to_event(1)
 
     def guide(x: Tensor, run: str | None = None, *_: float) -> None:
@@ -238,7 +238,8 @@ def repeated(program: Program, num: int) -> Program:
 @torch.no_grad()
 def draw(guide: Program, x: Tensor, num: int) -> Tensor:
     """Returns draws of z from q(z | x), shape [num, N, 2]."""
-    return poutine.trace(repeated(guide, num)).get_trace(x).nodes["z"]["value"]
+    z: Any = poutine.trace(repeated(guide, num)).get_trace(x).nodes["z"]["value"]
+    return z
 
 
 @torch.no_grad()
@@ -357,12 +358,13 @@ def gradients(
     found = []
     for _ in range(warm_up + repeats):
         elbo.loss_and_grads(model, guide, x)
-        found.append(torch.cat([p.grad.flatten() for p in encoder.parameters()]) / len(x))
+        grads = [p.grad.flatten() for p in encoder.parameters() if p.grad is not None]
+        found.append(torch.cat(grads) / len(x))
         encoder.zero_grad()
     return torch.stack(found[warm_up:])
 
 
-def compare_gradients(points: dict[str, dict[str, nn.Module]], x: Tensor, repeats: int) -> Metrics:
+def compare_gradients(points: dict[str, dict[str, Any]], x: Tensor, repeats: int) -> Metrics:
     """Step 3: total variance of the gradient with one draw of each z, before and after the fit.
 
     After the fit log p(x, z) - log q(z) hardly varies near its mode, and the baseline takes away

@@ -28,7 +28,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from _kept import kept
-from _modes import draw_samples, score
+from _modes import centres, draw_samples, mode_std, score
 from _quiet import add_quiet
 from _teaching import teach
 from torch import Tensor
@@ -87,7 +87,7 @@ def run(data: str, method: str, args: argparse.Namespace) -> dict[str, Any]:
         seconds = time.perf_counter() - start
         with torch.no_grad():
             x = sample((NUM_SAMPLES,))
-        few = mode_coverage(x[:FEW], toy.modes, toy.mode_std, min_count=0)
+        few = mode_coverage(x[:FEW], centres(toy), mode_std(toy), min_count=0)
         seen = int(few.captured)
         return {
             **score(x, toy),

@@ -261,7 +261,7 @@ def draw(
     import matplotlib.pyplot as plt
 
     figure = plt.figure(figsize=(max(11, 2.6 * len(sheets)), 5.6), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(1.35, 1))
+    above, below = figure.subfigures(2, 1, height_ratios=(1.35, 1), squeeze=False)[:, 0]
     panels = above.subplots(1, len(sheets), squeeze=False)[0]
     for axis, (label, images) in zip(panels, sheets.items(), strict=True):
         draw_sheet(axis, images.reshape(-1, *shape), 8, label)

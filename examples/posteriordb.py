@@ -59,8 +59,9 @@ class Reference:
         ]
         self.mean, self.sd = draws.mean(0), draws.std(0)
         order = torch.randperm(len(draws), generator=torch.Generator().manual_seed(0))
-        self.halves = self.standardise(draws[order]).chunk(2)
-        self.floor = float(sliced_wasserstein(*self.halves))
+        first, second = self.standardise(draws[order]).chunk(2)
+        self.halves = first, second
+        self.floor = float(sliced_wasserstein(first, second))
 
     def standardise(self, draws: Tensor) -> Tensor:
         """Put all parameters on the scale of the reference."""
@@ -186,12 +187,16 @@ def draw_ratios(results: Results, path: Path) -> None:
         ratios = [row[guide]["ratio"] for row in results.values()]
         values = np.array([np.nan if ratio is None else ratio for ratio in ratios])
         ours = guide == OURS
-        style = {"s": 70 if ours else 30, "zorder": 3 if ours else 2, "linewidths": 0}
+        style: dict[str, Any] = {
+            "s": 70 if ours else 30,
+            "zorder": 3 if ours else 2,
+            "linewidths": 0,
+        }
         # A little below one another: some are alike.
         heights = rows + 0.1 * ((len(guides) - 1) / 2 - number)
         ax.scatter(values, heights, label=guide, color=f"C{number}", **style)
-    for ratio, style in ((1, "-"), (2, "--")):
-        ax.axvline(ratio, color="black", lw=0.8, ls=style, zorder=1)
+    for ratio, dashes in ((1, "-"), (2, "--")):
+        ax.axvline(ratio, color="black", lw=0.8, ls=dashes, zorder=1)
     ax.set(xscale="log", xlabel="sliced W2 to the reference / between its halves")
     ax.set_yticks(rows, list(results))
     ax.grid(axis="y", alpha=0.3)
@@ -223,9 +228,9 @@ def draw_posterior(
         1, 2 + len(points), figsize=(3.3 * (2 + len(points)), 3.4), layout="constrained"
     )
     for k, ax in enumerate(axes[:2]):
-        bins = np.linspace(*ranges[:, k], 60)
+        bins = np.linspace(ranges[0, k], ranges[1, k], 60)
         for (key, values), colour in zip(points.items(), colours, strict=False):
-            kind = {"histtype": "step", "lw": 1.5}
+            kind: dict[str, Any] = {"histtype": "step", "lw": 1.5}
             if key == "reference":
                 kind = {"histtype": "stepfilled", "alpha": 0.5}
             ax.hist(values[:, k], bins, density=True, color=colour, label=key, **kind)
@@ -266,6 +271,7 @@ def main(args: argparse.Namespace) -> None:
     print_table(results)
     (args.out / "metrics.json").write_text(json.dumps(results, indent=1))
     draw_ratios(results, args.out / "posteriordb.png")
+    assert most_skewed is not None
     draw_posterior(*most_skewed, args.guides, args)
     print(f"wrote metrics.json, posteriordb.png and posteriordb_worst.png to {args.out}")
 

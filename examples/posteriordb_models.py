@@ -22,9 +22,10 @@ give automatic guides `init_loc_fn=init_to_feasible`.
 import argparse
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -35,7 +36,7 @@ from torch import Tensor, nn
 from pyro_sig.datasets import read_posteriordb
 from pyro_sig.diagnostics import draw_matrix
 
-Raw = dict[str, Tensor | int]  # what the Stan program reads
+Raw = dict[str, Any]  # what the Stan program reads, tensors and integers
 Data = dict[str, Tensor]  # what the Pyro model reads
 Samples = dict[str, Tensor]
 
@@ -276,13 +277,11 @@ class Ordered(dist.TorchDistribution):
         self.base, self.size = base, size
         super().__init__(base.batch_shape, torch.Size([size]), validate_args=validate_args)
 
-    def expand(
-        self, batch_shape: torch.Size | list[int], _instance: "Ordered | None" = None
-    ) -> "Ordered":
+    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "Ordered":
         """Return the law with this batch shape."""
         return Ordered(self.base.expand(torch.Size(batch_shape)), self.size, self._validate_args)
 
-    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw vectors."""
         draws = self.base.rsample(torch.Size([self.size, *sample_shape]))
         return draws.movedim(0, -1).sort(-1).values

@@ -25,6 +25,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,7 +87,7 @@ class GaussianEncoder(nn.Module):
         super().__init__()
         self.net = Encoder(num_pixels, GAUSSIAN_ENCODER, num_latents, nn.ELU)
 
-    def forward(self, x: Tensor) -> dist.Distribution:
+    def forward(self, x: Tensor) -> dist.TorchDistribution:
         """Returns q(z | x)."""
         return dist.Normal(*self.net(x)).to_event(1)
 
@@ -131,12 +132,12 @@ class SemiImplicitEncoder(nn.Module):
         loc, raw_scale = centre.chunk(2, -1)
         return torch.cat([loc + move, raw_scale], -1)
 
-    def conditional(self, psi: Tensor) -> dist.Distribution:
+    def conditional(self, psi: Tensor) -> dist.TorchDistribution:
         """The Gaussian that psi stands for."""
         loc, raw = psi.chunk(2, -1)
         return dist.Normal(loc, nn.functional.softplus(raw) + SMALLEST_SCALE).to_event(1)
 
-    def forward(self, x: Tensor) -> dist.Distribution:
+    def forward(self, x: Tensor) -> dist.TorchDistribution:
         """Returns q(z | x)."""
         features = self.trunk(x)
         noise = dist.Normal(x.new_zeros(self.layers * NOISE_DIM), 1.0).to_event(1)
@@ -151,6 +152,8 @@ class SemiImplicitEncoder(nn.Module):
 class VAE(nn.Module):
     """Holds encoder and decoder; its methods are the two Pyro programs."""
 
+    pixel_means: Tensor
+
     def __init__(self, encoder: nn.Module, pixel_means: Tensor, num_latents: int) -> None:
         super().__init__()
         self.encoder = encoder
@@ -160,7 +163,7 @@ class VAE(nn.Module):
         with torch.no_grad():  # begin with the mean image, which the first epochs else learn
             self.decoder.head.bias.copy_(pixel_means.clamp(0.003, 0.997).logit())
 
-    def likelihood(self, z: Tensor) -> dist.Distribution:
+    def likelihood(self, z: Tensor) -> dist.TorchDistribution:
         """Returns p(x | z)."""
         return dist.Bernoulli(logits=self.decoder(z)).to_event(1)
 
@@ -197,7 +200,8 @@ def log_weights(vae: VAE, x: Tensor, num: int, block: int = 100) -> tuple[Tensor
     draws of an image in a block meet the same K fresh psi, which ties weights together but leaves
     the expectation of each.
     """
-    weights, draws = [], []
+    weights: list[Any] = []
+    draws: list[Any] = []
     for start in range(0, num, block):
         size = min(block, num - start)
         q = poutine.trace(vae.guide).get_trace(x, size)
@@ -236,12 +240,17 @@ def log_joint(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
 
 def bounds(vae: VAE, x: Tensor, num: int) -> dict[str, Tensor]:
     """Returns two lower bounds of log p(x) of each image: ELBO, and importance-weighted."""
-    found = {"elbo": [], "log_p": []}
+    found: dict[str, list[Tensor]] = {"elbo": [], "log_p": []}
     for rows in x.split(BLOCK):
         weights = log_weights(vae, rows, num)[0]
         found["elbo"].append(weights.mean(0))
         found["log_p"].append(weights.logsumexp(0) - math.log(num))
     return {name: torch.cat(parts).cpu() for name, parts in found.items()}
+
+
+def exact(vae: VAE, x: Tensor) -> dict[str, Tensor]:
+    """Returns log p(x) of each image in the same form."""
+    return {"exact": exact_log_p(vae, x)}
 
 
 # --------------------------------------------------------------------------------------------- fit
@@ -333,7 +342,7 @@ def on_test(
         path = args.out / "tests" / f"{run}-{i}.pt"
         of_part = settings | {"draws": args.draws, "images": len(rows)}
         pyro.set_rng_seed(1000 * args.seed + i)
-        parts.append(kept(path, of_part, lambda rows=rows: bounds(vae, rows, args.draws)))
+        parts.append(kept(path, of_part, partial(bounds, vae, rows, args.draws)))
     return {name: torch.cat([part[name] for part in parts]) for name in ("elbo", "log_p")}
 
 
@@ -472,7 +481,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             scores[name]["exact"] = kept(
                 args.out / "tests" / f"{run}-exact.pt",
                 settings | {"images": len(data.test)},
-                lambda vae=vae: {"exact": exact_log_p(vae, data.test)},
+                partial(exact, vae, data.test),
             )["exact"]
             metrics[name]["exact_nll"] = mean_and_error(-scores[name]["exact"])
         first = scores[args.methods[0]]

@@ -33,7 +33,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 import torch.distributed
-from _modes import DATA, draw_samples, score
+from _modes import DATA, draw_samples, mode_std, score
 from _quiet import add_quiet
 from _schedules import conditional_std, rate_factor
 from pyro.infer import SVI
@@ -54,7 +54,7 @@ from pyro_sig.nn import MLP
 
 NUM_SAMPLES = 20_000
 NUM_PLOTTED = 3000
-ADAM = {"betas": (0.9, 0.999)}
+ADAM: dict[str, Any] = {"betas": (0.9, 0.999)}
 
 
 def start(device: str) -> torch.device:
@@ -106,13 +106,15 @@ def make_gan(program: Program, weight: float, steps: int, rate: float) -> tuple[
     """The same program against a critic, beside the bound; and schedules."""
     device = next(program.net.parameters()).device
     critic = MLP(2, [128, 128], 1, device=device)
-    optims = [torch.optim.Adam(net.parameters(), lr=rate, **ADAM) for net in (program.net, critic)]
+    optim = torch.optim.Adam(program.net.parameters(), lr=rate, **ADAM)
+    critic_optim = torch.optim.Adam(critic.parameters(), lr=rate, **ADAM)
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(o, lambda step: rate_factor(min(step / steps, 1.0)))
-        for o in optims
+        for o in (optim, critic_optim)
     ]
     bound = SIG_ELBO(program.num_mixing, max_plate_nesting=1)
-    return GAN(program.model, critic, *optims, elbo=bound, elbo_weight=weight), schedules
+    gan = GAN(program.model, critic, optim, critic_optim, elbo=bound, elbo_weight=weight)
+    return gan, schedules
 
 
 # -------------------------------------------------------------------------------------------- fits
@@ -127,6 +129,7 @@ def fit(
     bound = SIG_ELBO(args.num_mixing, max_plate_nesting=1)
     rows = args.batch_size
     schedules: list[Any] = []
+    inference: SVI | GAN
     if method == "mixing":
         world = torch.distributed.group.WORLD
         shared = SIG_ELBO(program.num_mixing, max_plate_nesting=1, mixing_group=world)
@@ -144,7 +147,7 @@ def fit(
             rows = rank_share(rows)
 
     def batch(step: int) -> tuple[Tensor, float]:
-        std = conditional_std(step / steps, toy.mode_std)
+        std = conditional_std(step / steps, mode_std(toy))
         if method == "mixing":
             with same_draws():  # the same rows everywhere; the psi are drawn outside of it
                 return toy.sample(rows), std
@@ -178,7 +181,7 @@ def run(method: str, device: torch.device, args: argparse.Namespace) -> dict[str
         return None
     with torch.no_grad():
         psi = net(torch.randn(NUM_SAMPLES, 2, device=device))
-    x = psi + toy.mode_std * torch.randn_like(psi)
+    x = psi + mode_std(toy) * torch.randn_like(psi)
     return {**score(x, toy), "milliseconds": 1e3 * seconds, "samples": x[:NUM_PLOTTED].cpu()}
 
 

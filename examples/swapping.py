@@ -18,6 +18,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -27,6 +28,7 @@ import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import torch
+from _modes import centres, mode_std
 from _quiet import add_quiet
 from pyro.infer import SVI, Trace_ELBO
 from pyro.nn import PyroModule
@@ -91,7 +93,7 @@ class Guide(PyroModule):
             pyro.sample("z", dist.Normal(loc, scale).to_event(1))
 
 
-def gan(model: nn.Module, like: Tensor, *losses: object, **options: object) -> GAN:
+def gan(model: nn.Module, like: Tensor, *losses: Any, **options: Any) -> GAN:
     """Put a program against a critic."""
     critic = MLP(2, [64, 64], 1, device=like.device)
     betas = (0.5, 0.99)
@@ -125,7 +127,7 @@ def wgan_gp(like: Tensor) -> GAN:
 
 def vae_gan(like: Tensor) -> GAN:
     """Return a GAN beside the bound of SVI."""
-    options = {"elbo": Trace_ELBO(), "guide": Guide(like), "elbo_weight": "balance"}
+    options: dict[str, Any] = {"elbo": Trace_ELBO(), "guide": Guide(like), "elbo_weight": "balance"}
     return gan(Explicit(like), like, **options)
 
 
@@ -164,8 +166,8 @@ def fit(name: str, toy: Toy, num_steps: int, progress: bool | None) -> tuple[Ten
 
 def evaluate(samples: Tensor, toy: Toy) -> dict[str, float]:
     """Compare draws with the law of the data."""
-    found = mode_coverage(samples, toy.modes, toy.mode_std)
-    shares = found.counts / NUM_DRAWS * len(toy.modes)
+    found = mode_coverage(samples, centres(toy), mode_std(toy))
+    shares = found.counts / NUM_DRAWS * len(centres(toy))
     return {
         "modes": found.captured,
         "high_quality": found.high_quality,
@@ -183,7 +185,7 @@ def draw(panels: Sequence[tuple[str, Tensor]], toy: Toy, path: Path) -> None:
     for ax, (title, points) in zip(axes, panels, strict=True):
         colour = "0.4" if title == "data" else "tab:blue"
         ax.scatter(*points[:NUM_PLOTTED].cpu().T, s=3, alpha=0.4, linewidths=0, color=colour)
-        ax.scatter(*toy.modes.cpu().T, s=30, marker="+", color="black", linewidths=0.8)
+        ax.scatter(*centres(toy).cpu().T, s=30, marker="+", color="black", linewidths=0.8)
         ax.set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal", xticks=[], yticks=[], title=title)
     figure.savefig(path, dpi=120)
     plt.close(figure)

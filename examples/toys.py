@@ -165,11 +165,12 @@ def evaluate(task: Task, toy: Toy, law: SemiImplicit) -> dict[str, float]:
 
 def evaluate_counts(task: Task, toy: Toy, law: SemiImplicit) -> dict[str, float]:
     """Compare the masses of counts, and the law of psi with the one that made the data."""
+    assert toy.mixing is not None
     mixture = law.to_mixture(task.num_psi)
     k = torch.arange(MAX_COUNT + 1.0, device=mixture.psi.device)
     masses, truth = mixture.log_prob(k).exp().double(), toy.pmf(k).double()
     beyond = (truth.sum() - masses.sum()).abs()
-    x, step = cdf_grid(toy)
+    x, step = cdf_grid(mixture.psi.device)
     distance = (empirical_cdf(mixture.psi, x) - toy.mixing.cdf(x)).abs().sum() * step
     return {
         "total_variation": float((masses - truth).abs().sum() + beyond) / 2,
@@ -186,6 +187,7 @@ def evaluate_points(toy: Toy, law: SemiImplicit) -> dict[str, float]:
     test = energy_test(law.sample((NUM_TEST,)), toy.sample(NUM_TEST))
     metrics = {"energy": test.statistic, "p_value": test.p_value}
     if toy.modes is not None:
+        assert toy.mode_std is not None and toy.mode_weights is not None
         samples = law.sample((NUM_DRAWS,))
         expected = NUM_DRAWS * toy.mode_weights
         found = mode_coverage(
@@ -206,10 +208,10 @@ def evaluate_points(toy: Toy, law: SemiImplicit) -> dict[str, float]:
     return metrics
 
 
-def cdf_grid(toy: Toy) -> tuple[Tensor, float]:
+def cdf_grid(device: torch.device) -> tuple[Tensor, float]:
     """Return the middles of small steps over the values of psi, and the step."""
     step = 0.01
-    return torch.arange(step / 2, MAX_COUNT, step, device=toy.mixing.mean.device), step
+    return torch.arange(step / 2, MAX_COUNT, step, device=device), step
 
 
 def empirical_cdf(psi: Tensor, x: Tensor) -> Tensor:
@@ -230,23 +232,24 @@ def draw_frequencies(ax: Axes, counts: Tensor, truth: Tensor, colour: str) -> No
     ax.legend(frameon=False)
 
 
-def draw_mixing(ax: Axes, toy: Toy, psi: Tensor, last: int) -> None:
+def draw_mixing(ax: Axes, mixing: dist.TorchDistribution, psi: Tensor, last: int) -> None:
     """Draw the distribution functions of the recovered and of the true psi."""
     x = torch.linspace(0, last, 1000, device=psi.device)
     ax.plot(x.cpu(), empirical_cdf(psi, x).cpu(), color=PSI, lw=2, label="recovered")
-    ax.plot(x.cpu(), toy.mixing.cdf(x).cpu(), color="black", lw=1, label="true")
+    ax.plot(x.cpu(), mixing.cdf(x).cpu(), color="black", lw=1, label="true")
     ax.set(xlim=(0, last), ylim=(0, 1.02), xlabel="psi", ylabel="distribution function")
     ax.legend(frameon=False, loc="lower right")
 
 
 def draw_counts(axes: Sequence[Axes], toy: Toy, law: SemiImplicit) -> None:
     """Draw a row: frequencies of data and of samples, and the laws of psi."""
+    assert toy.mixing is not None
     data = toy.sample(NUM_DRAWS)
     last = int(data.max())
     truth = toy.pmf(range(last + 1)).cpu()
     draw_frequencies(axes[0], data, truth, DATA)
     draw_frequencies(axes[1], law.sample((NUM_DRAWS,)), truth, SAMPLES)
-    draw_mixing(axes[2], toy, law.mixing.sample((NUM_DRAWS,)), last)
+    draw_mixing(axes[2], toy.mixing, law.mixing.sample((NUM_DRAWS,)), last)
 
 
 def draw_points(axes: Sequence[Axes], toy: Toy, law: SemiImplicit) -> None:
@@ -255,7 +258,8 @@ def draw_points(axes: Sequence[Axes], toy: Toy, law: SemiImplicit) -> None:
     limit = 1.15 * float(data.abs().max())
     columns = [(data, DATA), (samples, SAMPLES), (law.psi(samples), PSI)]
     for ax, (points, colour) in zip(axes, columns, strict=True):
-        ax.scatter(*points.cpu().T, s=3, alpha=0.5, linewidths=0, color=colour)
+        x, y = points.cpu().T
+        ax.scatter(x, y, s=3, alpha=0.5, linewidths=0, color=colour)
         ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
 
 
@@ -282,7 +286,8 @@ def draw(fits: Sequence[tuple[Task, Toy, SemiImplicit]], path: Path) -> None:
 def main(args: argparse.Namespace) -> None:
     """Train on the chosen toys, print what came out, and write the pictures."""
     args.out.mkdir(parents=True, exist_ok=True)
-    results, figures = {}, {}
+    results: dict[str, dict[str, float]] = {}
+    figures: dict[str, list[tuple[Task, Toy, SemiImplicit]]] = {}
     for name in args.toys:
         task = TASKS[name]
         if args.smoke:

@@ -11,6 +11,8 @@ as many as the reference has, averaged over 10 repeats.
 import argparse
 import json
 import math
+from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -82,7 +84,7 @@ def pairs_to_draw(reference: Tensor, count: int) -> list[tuple[int, int]]:
     return pairs
 
 
-def picture(draws: Tensor, reference: Tensor, path: str) -> None:
+def picture(draws: Tensor, reference: Tensor, path: Path) -> None:
     """Draw pairs of coefficients, ours over SGLD's, and correlations against correlations."""
     x, y = draws.cpu().numpy(), reference.cpu().numpy()
     figure, axes = plt.subplots(1, 4, figsize=(15, 3.9), layout="constrained")
@@ -114,7 +116,7 @@ def main(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     reference, test = data["sgld_draws"], (data["x_test"], data["y_test"])
     floor = distances(data["mala_draws"], reference)
-    results = {"SGLD": on_test(reference, *test)}
+    results: dict[str, dict[str, Any]] = {"SGLD": on_test(reference, *test)}
     program_args = (data["x_train"], data["y_train"])
     for name in args.guides:
         found = trained(
@@ -137,7 +139,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"wrote metrics.json and waveform.png to {args.out}")
 
 
-def print_table(results: dict[str, dict[str, float]], floor: dict[str, float]) -> None:
+def print_table(results: dict[str, dict[str, Any]], floor: dict[str, float]) -> None:
     """Print a line for each guide and what SGLD and MALA say."""
     columns = f"{'sliced W2':>10}{'corr. RMSE':>12}{'accuracy':>10}{'log-lik':>9}"
     print(f"\n{'':24}{columns}{'steps':>8}{'seconds':>9}")
@@ -148,8 +150,8 @@ def print_table(results: dict[str, dict[str, float]], floor: dict[str, float]) -
             f"{row['test_log_likelihood']:>9.4f}"
             + (f"{row['steps']:>8}{row['seconds']:>9.1f}" if "steps" in row else "")
         )
-    w2, rmse = floor.values()
-    print(f"{'MALA to SGLD (floor)':24}{w2:>10.4f}{rmse:>12.4f}\n")
+    least_w2, least_rmse = floor.values()
+    print(f"{'MALA to SGLD (floor)':24}{least_w2:>10.4f}{least_rmse:>12.4f}\n")
 
 
 if __name__ == "__main__":
