@@ -81,7 +81,7 @@ class Outcome(Counter):
 
     def __init__(self):
         super().__init__()
-        self.bad: dict[str, str] = {}
+        self.bad = {}  # errors by case
 
 
 PATIENCE = 10  # alarms, where the processor was elsewhere
