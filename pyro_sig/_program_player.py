@@ -38,6 +38,7 @@ class ProgramPlayer:
         self.average: dict[str, Tensor] = {}
         self.num_averaged = 0
         self.modules: list[nn.Module] = []  # those that ran; their buffers belong to the state
+        self._kept: dict[str, Tensor] | None = None  # what the average stands in for, inside of it
 
     # ------------------------------------------------------------------------------------ training
 
@@ -48,13 +49,19 @@ class ProgramPlayer:
 
         :param params: what the run read, by name.
         :param others: tells whether a tensor belongs to the other player, if there is one.
-        :raises ValueError: if a parameter does, or is not in a torch optimiser.
+        :raises ValueError: if a parameter does, or is not in a torch optimiser, or if there is
+            nothing to train.
         """
         new = {n: p for n, p in params.items() if self.params.get(n) is not p}
         if new:
             self._check(new, others)
             known = {**self.params, **{n: p for n, p in new.items() if p.requires_grad}}
             self.params = dict(sorted(known.items()))
+        if not self.params:
+            raise ValueError(
+                "`model` must read parameters that train, read none: register its networks with "
+                "pyro.module inside of it, or use pyro.param"
+            )
         return list(self.params.values())
 
     def _check(self, new: Mapping[str, Tensor], others: Callable[[Tensor], bool] | None) -> None:
@@ -65,7 +72,14 @@ class ProgramPlayer:
                     f"parameter as {name!r}"
                 )
         if isinstance(self.optim, torch.optim.Optimizer):
-            held = {id(p) for group in self.optim.param_groups for p in group["params"]}
+            given = [p for group in self.optim.param_groups for p in group["params"]]
+            foreign = sum(p.numel() > 0 and others(p) for p in given) if others else 0
+            if foreign:
+                raise ValueError(
+                    f"`optim` must hold no parameter of the critic, held {foreign}: it would take "
+                    "steps of the critic too; make it of the parameters that the model reads"
+                )
+            held = {id(p) for p in given}
             lacking = [n for n, p in new.items() if p.requires_grad and id(p) not in held]
             if lacking:
                 raise ValueError(
@@ -75,7 +89,15 @@ class ProgramPlayer:
                 )
 
     def zero_grad(self) -> None:
-        """Forgets the gradients."""
+        """Forgets the gradients, before and after a step.
+
+        :raises ValueError: while the average stands in for the parameters.
+        """
+        if self._kept is not None:
+            raise ValueError(
+                "`step` must be called outside of averaged(), which puts the running average in "
+                "place of the parameters: the step would be lost"
+            )
         for param in self.params.values():
             param.grad = None
 
@@ -110,12 +132,16 @@ class ProgramPlayer:
             raise ValueError(
                 "`ema` must be a decay for an average to be kept, was None; pass ema=0.999, say"
             )
-        kept = {name: self.params[name].detach().clone() for name in self.average}
+        if self._kept is not None:  # inside of another
+            yield
+            return
+        self._kept = {name: self.params[name].detach().clone() for name in self.average}
         self._copy_in(self.average)
         try:
             yield
         finally:
-            self._copy_in(kept)
+            self._copy_in(self._kept)
+            self._kept = None
 
     @torch.no_grad()
     def _copy_in(self, values: Mapping[str, Tensor]) -> None:
@@ -125,11 +151,11 @@ class ProgramPlayer:
     # --------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns a copy of parameters, buffers, average and optimiser."""
+        """Returns a copy of parameters, buffers, average and optimiser; the same in averaged()."""
         optim: Any = self.optim
         pyro_optim = isinstance(optim, PyroOptim)
         state = {
-            "params": {name: param.detach() for name, param in self.params.items()},
+            "params": {n: p.detach() for n, p in self.params.items()} | (self._kept or {}),
             "buffers": dict(self._buffers()),
             "average": self.average,
             "num_averaged": self.num_averaged,
@@ -141,8 +167,10 @@ class ProgramPlayer:
         """Restores what :meth:`state_dict` returned, in place.
 
         :param state: the state.
-        :raises ValueError: if it is that of other parameters.
+        :raises ValueError: if it is that of other parameters, or inside of :meth:`averaged`.
         """
+        if self._kept is not None:
+            raise ValueError("`load_state_dict` must be called outside of averaged(), was inside")
         for part, own in (("params", self.params), ("buffers", dict(self._buffers()))):
             if set(state[part]) != set(own):
                 raise ValueError(

@@ -10,7 +10,19 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-__all__ = ["ParamTap", "modules_run"]
+__all__ = ["ParamTap", "ProgramHolder", "modules_run"]
+
+
+class ProgramHolder:
+    """What trains programs, and has their parameters once it has run them."""
+
+    def prepare(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Runs the programs once, unless that was done, and fills in a state that waits for it.
+
+        :param args: arguments of the programs.
+        :param kwargs: their keyword arguments.
+        """
+        raise NotImplementedError
 
 
 class ParamTap(Messenger):

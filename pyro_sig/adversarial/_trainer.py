@@ -11,6 +11,7 @@ import torch
 from pyro.optim import PyroOptim
 
 from pyro_sig._program_player import ProgramPlayer
+from pyro_sig._program_run import ProgramHolder
 
 __all__ = ["Stateful", "Trainer"]
 
@@ -25,7 +26,7 @@ class Stateful(Protocol):
         """Restores it in place."""
 
 
-class Trainer:
+class Trainer(ProgramHolder):
     """Steps like SVI, ``step(*args, **kwargs)``, with several losses that have names.
 
     A subclass writes :meth:`step`, :meth:`evaluate_loss`, and two more methods: ``_meet`` runs the
@@ -69,10 +70,29 @@ class Trainer:
     def averaged(self) -> AbstractContextManager[None]:
         """Puts the running averages in place of the programs' parameters, within a context.
 
+        Buffers stay: networks that have batch statistics draw in ``eval()`` mode.
+
         :return: a context manager; the programs are run inside of it.
-        :raises ValueError: without `ema`.
+        :raises ValueError: without `ema`; if a state that was loaded waits for the first run; from
+            a step inside of it, whose result would be lost.
         """
+        if self._waiting is not None:
+            raise ValueError(
+                "`averaged` needs the networks that the loaded state belongs to, which are known "
+                "after a run of the programs: call prepare(*args) with the arguments of a step"
+            )
         return self._program.averaged()
+
+    def prepare(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Runs the programs once, unless that was done, and fills in a state that waits for it.
+
+        The first step does so by itself. The random state is left as it was.
+
+        :param args: arguments of the programs.
+        :param kwargs: their keyword arguments.
+        :raises ValueError: see the class.
+        """
+        self._prepare(args, kwargs)
 
     def _meet(self, args: tuple, kwargs: dict[str, Any]) -> None:
         raise NotImplementedError
@@ -104,7 +124,7 @@ class Trainer:
         """Restores what :meth:`state_dict` returned; before the first step it waits for it.
 
         The first step of a new object finds the parameters first, without touching the random
-        state.
+        state; so does :meth:`prepare`, after which the programs can be run without a step.
 
         :param state_dict: the state.
         :raises ValueError: if it is that of another trainer or program, now or in the first step.
@@ -118,6 +138,15 @@ class Trainer:
             self._restore(state_dict)
         else:
             self._waiting = copy.deepcopy(dict(state_dict))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:  # noqa: ANN401
+        # A copy would step networks that its programs do not read.
+        name = type(self).__name__
+        raise TypeError(
+            f"{name} can be neither copied nor pickled, since its programs, their networks and "
+            f"Pyro's store belong together: build another {name} and give it "
+            "load_state_dict(trainer.state_dict()), or use pyro_sig.checkpoint"
+        )
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         for name, part in self._parts().items():

@@ -61,7 +61,8 @@ def find_unit_plates(trace: Run) -> frozenset[str]:
 
     :param trace: of a program whose observations were released.
     :return: names of plates; empty for a program that has none.
-    :raises ValueError: if there are plates, but no row of any has its own draw of all sites.
+    :raises ValueError: if there are plates, but no row of any has its own draw of all sites, or no
+        plates, and data in rows beside a site that is drawn once for them.
     """
     observed = observed_sites(trace)
     inside = {
@@ -80,6 +81,16 @@ def find_unit_plates(trace: Run) -> frozenset[str]:
             f"judge one by one, had {sites}: rows that share a draw are not independent. "
             "Give `view`, which says what the critic sees"
         )
+    if not plates:
+        rows = {name: trace.nodes[name]["fn"].batch_shape for name in inside}
+        most = max((rows[name] for name in observed), key=torch.Size.numel)
+        shared = {n: tuple(shape) for n, shape in rows.items() if shape.numel() < most.numel()}
+        if shared:
+            raise ValueError(
+                f"`model` must draw every site once for each row of the data, whose batch_shape is "
+                f"{tuple(most)}, or say by to_event that they are one datum, but had batch shapes "
+                f"{shared}: put the sites into a pyro.plate"
+            )
     return plates
 
 

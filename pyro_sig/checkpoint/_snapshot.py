@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_sig._arguments import refusal
 from pyro_sig._elbo_state import elbo_state, load_elbo_state
 from pyro_sig._program_player import ProgramPlayer
-from pyro_sig._program_run import ParamTap, modules_run
+from pyro_sig._program_run import ParamTap, ProgramHolder, modules_run
 from pyro_sig._random_state import preserved_random_state
 
 __all__ = ["Snapshot", "has_state"]
@@ -69,6 +69,9 @@ class Snapshot:
             part.meet(args, kwargs)
         if self._programs is not None:
             self._programs.meet(args, kwargs)
+        elif isinstance(self.inference, ProgramHolder):
+            with _told_as_args(args, "trainer"):
+                self.inference.prepare(*args, **kwargs)
 
     def state(self) -> dict[str, Any]:
         """Returns a copy of the state."""
@@ -133,6 +136,17 @@ def has_state(value: Any) -> bool:
     )
 
 
+@contextmanager
+def _told_as_args(args: tuple, who: str) -> Iterator[None]:
+    try:
+        yield
+    except TypeError as error:
+        raise ValueError(
+            f"`args` must be the arguments of a step of the {who}, but a run of its programs with "
+            f"{len(args)} of them failed: {error}"
+        ) from error
+
+
 class _Programs:
     """The state of SVI: what is in Pyro's store, in networks, in the optimiser and in the loss."""
 
@@ -165,14 +179,9 @@ class _Programs:
         elbo = self._elbo
         before = {} if elbo is None else copy.deepcopy(elbo_state(elbo))
         with preserved_random_state(), modules_run() as modules, ParamTap() as tap:
-            try:
+            with _told_as_args(args, "SVI"):
                 # Unlike evaluate_loss it makes baselines too; gradients are what it leaves behind.
                 self.svi.loss_and_grads(self.svi.model, self.svi.guide, *args, **kwargs)
-            except TypeError as error:
-                raise ValueError(
-                    f"`args` must be the arguments of a step of the SVI, but a run of its programs "
-                    f"with {len(args)} of them failed: {error}"
-                ) from error
         for param in tap.params.values():
             if param.grad is not None:
                 param.grad.zero_()  # as SVI does

@@ -28,7 +28,8 @@ def save(path: str | os.PathLike[str], inference: Any, *args: Any, **kwargs: Any
         :mod:`pyro_sig.adversarial`; anything with ``state_dict`` and ``load_state_dict``
         (networks, optimisers and schedules of torch); an optimiser of Pyro; a
         :class:`torch.Generator`; or a dict or list of these.
-    :param args: arguments of a step, for SVI: its programs are run once, which leaves no trace.
+    :param args: arguments of a step, for SVI, and for a trainer that has taken none: the programs
+        are run once, which leaves no trace.
     :param kwargs: keyword arguments of a step.
     :raises ValueError: if `inference` has no state that can be saved.
     :raises OSError: if the file cannot be written; the old one is then still there.
@@ -69,7 +70,8 @@ def load(
 
     :param path: the file.
     :param inference: as the object that was saved; it may have taken steps, or none.
-    :param args: arguments of a step, for SVI: a first run of its programs makes their parameters.
+    :param args: arguments of a step, for SVI and for a trainer that has taken none: a first run of
+        the programs finds their parameters.
     :param map_location: where tensors go, as :func:`torch.load` has it.
     :param kwargs: keyword arguments of a step.
     :raises CheckpointError: (a ``ValueError``) if the file is damaged, foreign or of a newer

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pyro.infer import SVI
-
 from pyro_sig._arguments import check_integer, refusal
 from pyro_sig._random_state import preserved_random_state, random_state, set_random_state
 from pyro_sig.checkpoint._snapshot import Snapshot, has_state
@@ -115,10 +113,6 @@ class RunState:
             with preserved_random_state():
                 args, kwargs = arguments(num_steps - 1)
                 self._inference.meet(args, kwargs)
-                # A trainer restores its state when it meets its programs.
-                held = self._inference.inference
-                if not isinstance(held, SVI) and callable(getattr(held, "evaluate_loss", None)):
-                    held.evaluate_loss(*args, **kwargs)
 
     # ----------------------------------------------------------------------------------------- save
 

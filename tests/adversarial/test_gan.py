@@ -25,6 +25,7 @@ from tests.adversarial.programs import (
     SemiImplicitModel,
     make_gan,
 )
+from tests.adversarial.states import assert_equal
 
 
 def sgd(params, lr=1.0):
@@ -810,6 +811,42 @@ def test_average_of_the_parameters():
         make_gan(Location()).averaged().__enter__()
 
 
+def test_nothing_is_lost_inside_of_an_average():
+    gan = make_gan(Location(), ema=0.5)
+    x = torch.randn(6, 2)
+    for _ in range(3):
+        gan.step(x)
+    state, now = gan.state_dict(), pyro.param("loc").detach().clone()
+    with gan.averaged():
+        average = pyro.param("loc").detach().clone()
+        assert not torch.equal(average, now)
+        assert_equal(gan.state_dict(), state)  # the parameters are still those that train
+        with gan.averaged():
+            assert torch.equal(pyro.param("loc"), average)
+        assert torch.equal(pyro.param("loc"), average)
+        gan.evaluate_loss(x)
+        with pytest.raises(ValueError, match=r"`step` must be called outside of averaged\(\)"):
+            gan.step(x)
+        with pytest.raises(ValueError, match=r"`load_state_dict` .* outside of averaged\(\)"):
+            gan.load_state_dict(state)
+    assert torch.equal(pyro.param("loc"), now)
+    assert_equal(gan.state_dict(), state)
+    gan.step(x)
+
+
+def test_an_average_that_waits_for_its_networks():
+    one = make_gan(PushForward(), ema=0.5)
+    x = torch.randn(6, 2)
+    one.step(x)
+    other = make_gan(PushForward(), ema=0.5)
+    other.load_state_dict(one.state_dict())
+    with pytest.raises(ValueError, match=r"`averaged` needs .* prepare\(\*args\)"):
+        other.averaged().__enter__()
+    other.prepare(x)
+    with other.averaged():
+        pass
+
+
 # --------------------------------------------------------------------------------------- bad input
 
 
@@ -834,9 +871,44 @@ def test_draws_without_a_gradient():
     rate = lambda: dist.Poisson(pyro.param("rate", torch.ones(2))).to_event(1)  # noqa: E731
     with pytest.raises(ValueError, match="`model` must draw .* with a gradient .*PsiView"):
         make_gan(observed(rate)).step(torch.ones(6, 2))
-    fixed = lambda: dist.Normal(torch.zeros(2), 1.0).to_event(1)  # noqa: E731
+    # It reads a parameter, which the draws do not depend on.
+    fixed = lambda: dist.Normal(0 * pyro.param("loc", torch.ones(2)).detach(), 1.0).to_event(1)  # noqa: E731
     with pytest.raises(ValueError, match="`model` must draw .* with a gradient"):
         make_gan(observed(fixed)).step(torch.ones(6, 2))
+
+
+def test_a_model_without_parameters():
+    fixed = lambda: dist.Normal(torch.zeros(2), 1.0).to_event(1)  # noqa: E731
+    net = torch.nn.Linear(2, 2)
+    noise = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    forgotten = lambda: Implicit(net, noise, event_shape=2)  # noqa: E731
+    for law in (fixed, forgotten):
+        with pytest.raises(ValueError, match="`model` must read parameters .*pyro.module"):
+            make_gan(observed(law)).step(torch.ones(6, 2))
+
+
+def test_an_optimiser_of_both_players():
+    model, critic = PushForward(), MLP(2, [8], 1)
+    both = torch.optim.Adam([*model.net.parameters(), *critic.parameters()])
+    with pytest.raises(ValueError, match="`optim` must hold no parameter of the critic, held 4"):
+        make_gan(model, both, critic).step(torch.randn(6, 2))
+
+
+def test_rows_that_share_a_draw_without_a_plate():
+    scale = lambda: pyro.param("scale", torch.ones(()))  # noqa: E731
+
+    def model(x):
+        z = pyro.sample("z", dist.Normal(0.0, scale()))
+        pyro.sample("x", dist.Normal(z.expand(len(x), 2), 1.0).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match=r"once for each row .* \(6,\).*'z': \(\).*pyro.plate"):
+        make_gan(model).step(torch.randn(6, 2))
+
+    def one_datum(x):  # says that all of x is one
+        z = pyro.sample("z", dist.Normal(0.0, scale()))
+        pyro.sample("x", dist.Normal(z.expand(2), 1.0).to_event(1), obs=x)
+
+    make_gan(one_datum).step(torch.randn(2))
 
 
 def test_plates_without_an_exchangeable_unit():

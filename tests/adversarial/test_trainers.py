@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+import pickle
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import torch
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 from torch import nn
 
+from pyro_sig import checkpoint
 from pyro_sig.adversarial import AVB, VEEGAN, BiGAN, objectives, penalties
 from pyro_sig.adversarial._game import Game
 from pyro_sig.infer import SIG_ELBO, train
@@ -306,6 +308,42 @@ def test_a_state_is_restored_in_place(make, batch):
     torch.set_rng_state(random)
     assert continue_for(trainer, args, 2) == expected
     assert_equal(kept, state)  # a state must not change with the trainer
+
+
+@EACH
+def test_a_loaded_file_can_be_drawn_from_at_once(make, batch, tmp_path):
+    args = batch()
+    trainer = make()
+    continue_for(trainer, args, 2)
+    checkpoint.save(tmp_path / "a", trainer)
+    expected = trainer.state_dict(), trainer.evaluate_loss(*args)
+
+    pyro.clear_param_store()
+    torch.manual_seed(123)
+    fresh = make()
+    checkpoint.load(tmp_path / "a", fresh, *args)
+    assert_equal(expected, (fresh.state_dict(), fresh.evaluate_loss(*args)))
+
+
+@EACH
+def test_preparing_leaves_the_random_state_and_the_losses(make, batch):
+    args = batch()
+    torch.manual_seed(5)
+    losses = make().step(*args)
+    pyro.clear_param_store()
+    torch.manual_seed(5)
+    trainer = make()
+    trainer.prepare(*args)
+    trainer.prepare()  # nothing is left to do
+    assert trainer.step(*args) == losses
+
+
+@EACH
+def test_a_copy_is_refused(make, batch):
+    trainer = make()
+    for copier in (copy.deepcopy, copy.copy, pickle.dumps):
+        with pytest.raises(TypeError, match="neither copied nor pickled.*load_state_dict"):
+            copier(trainer)
 
 
 @EACH

@@ -94,7 +94,9 @@ def test_a_trainer(tmp_path):
     after = one.step(x)
     fresh(9)
     other = make()
-    load(tmp_path / "a", other)
+    with pytest.raises(ValueError, match="`args` must be the arguments of a step of the trainer"):
+        load(tmp_path / "a", other)
+    load(tmp_path / "a", other, x)
     assert other.step(x) == after
 
 
