@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from pyro_sig._arguments import refusal
 from pyro_sig._functions import is_function
 from pyro_sig._random_state import random_state, set_random_state
+from pyro_sig.infer._fingerprint import fingerprint
 
-__all__ = ["Arguments", "Cycle", "arguments_of"]
+__all__ = ["Arguments", "Cycle", "Fixed", "arguments_of"]
 
 
 class Arguments(NamedTuple):
@@ -36,8 +37,7 @@ def as_arguments(batch: Any) -> Arguments:
 def arguments_of(batches: Any) -> Callable[[int], Arguments]:
     """Turns ``batches`` into a function from the step number to that step's arguments."""
     if isinstance(batches, (Tensor, np.ndarray, tuple, Mapping)):
-        fixed = as_arguments(batches)
-        return lambda step: fixed
+        return Fixed(as_arguments(batches))
     if hasattr(batches, "__iter__") and not isinstance(batches, (str, bytes)):
         return Cycle(batches)
     if is_function(batches) and not isinstance(batches, nn.Module):
@@ -50,6 +50,36 @@ def arguments_of(batches: Any) -> Callable[[int], Arguments]:
     )
 
 
+def _check_data(own: str | None, saved: str | None) -> None:
+    if own is not None and saved is not None and own != saved:
+        raise ValueError(
+            "`batches` must be the data of the run whose checkpoint this is, had other shapes, "
+            "types or values: pass another folder for another run"
+        )
+
+
+class Fixed:
+    """The same arguments at every step."""
+
+    def __init__(self, arguments: Arguments) -> None:
+        self._arguments = arguments
+        self._data: str | None = None
+
+    def __call__(self, step: int) -> Arguments:
+        return self._arguments
+
+    def _fingerprint(self) -> str:
+        if self._data is None:
+            self._data = fingerprint(self._arguments)
+        return self._data
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"data": self._fingerprint()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        _check_data(self._fingerprint(), state.get("data"))
+
+
 class Cycle:
     """Goes through an iterable again and again."""
 
@@ -59,6 +89,7 @@ class Cycle:
         self._consumed = 0  # of this pass
         self._tracked = False
         self._begun: dict[str, Any] = {}  # the random states where this pass began
+        self._data: str | None = None
 
     def __call__(self, step: int) -> Arguments:
         for _ in range(2):
@@ -101,9 +132,11 @@ class Cycle:
         self._tracked = True
 
     def state_dict(self) -> dict[str, Any]:
-        return {"consumed": self._consumed, "begun": self._begun}
+        data = {} if self._fingerprint() is None else {"data": self._data}
+        return {"consumed": self._consumed, "begun": self._begun, **data}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        _check_data(self._fingerprint(), state.get("data"))
         if not state["begun"]:
             return
         for generator, saved in zip(self._generators(), state["begun"]["generators"], strict=True):
@@ -120,6 +153,14 @@ class Cycle:
                     f"of it, had {self._consumed}"
                 ) from None
             self._consumed += 1
+
+    def _fingerprint(self) -> str | None:
+        """That of tensors which are there to be looked at, as those of a TensorDataset are."""
+        dataset = getattr(self._batches, "dataset", self._batches)
+        tensors = getattr(dataset, "tensors", dataset)
+        if self._data is None and isinstance(tensors, (Tensor, np.ndarray, tuple, list)):
+            self._data = fingerprint(tensors)
+        return self._data
 
     def _generators(self) -> list[torch.Generator]:
         """Those of a DataLoader and its samplers."""

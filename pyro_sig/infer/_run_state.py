@@ -97,12 +97,13 @@ class RunState:
                 f"`callbacks` must have the {len(state['callbacks'])} with a state that the saved "
                 f"run had, had {len(self._callbacks)}"
             )
+        # First, since it may refuse.
+        if callable(getattr(self._cursor, "load_state_dict", None)):
+            self._cursor.load_state_dict(state["cursor"])
         self._inference.load(state["inference"])
         for callback, saved in zip(self._callbacks, state["callbacks"], strict=True):
             callback.load(saved)
         self._history.load_state_dict(state["history"])
-        if callable(getattr(self._cursor, "load_state_dict", None)):
-            self._cursor.load_state_dict(state["cursor"])
         set_random_state(state["random_state"])
         self.saved = step
         return step

@@ -169,7 +169,7 @@ def fit(
     try:
         history = train(
             svi,
-            lambda _: Arguments(args, kwargs),
+            Arguments(args, kwargs),
             budget,
             callbacks=[ending],
             progress=progress,

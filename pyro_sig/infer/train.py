@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_sig._arguments import check_choice, check_flag, check_integer, describe, refusal
 from pyro_sig.infer._bad_site import find_bad_site
-from pyro_sig.infer._batches import Cycle, arguments_of
+from pyro_sig.infer._batches import Cycle, Fixed, arguments_of
 from pyro_sig.infer._gradient_guard import BadGradient, GradientGuard
 from pyro_sig.infer._progress_bar import LossBar
 from pyro_sig.infer._run_state import RunState
@@ -150,7 +150,8 @@ def train(
     from its last checkpoint and ends as if it had not been: on one machine with the same number of
     threads, bit for bit. Saved are the parameters, buffers, optimisers and inner networks of
     `inference`, callbacks that have ``state_dict`` and ``load_state_dict``, the random states of
-    torch, NumPy and Python, the losses, and the place in `batches`. An iterable is begun with the
+    torch, NumPy and Python, the losses, and the place in `batches`, with a digest of data that are
+    tensors: other data are another run. An iterable is begun with the
     random state that it had been begun with, and run to its place. A function of the step should
     depend on the step and on random states alone, or have ``state_dict`` and ``load_state_dict``.
 
@@ -221,7 +222,7 @@ def train(
     run: RunState | None = None
     done = 0
     if checkpoint is not None:
-        cursor = arguments if isinstance(arguments, Cycle) else batches
+        cursor = arguments if isinstance(arguments, (Cycle, Fixed)) else batches
         run = RunState(checkpoint, every, keep, resume, inference, given, cursor, history)
     guard = None if on_non_finite == "ignore" else GradientGuard()
     in_a_row = 0

@@ -359,6 +359,51 @@ def test_a_folder_of_another_run(tmp_path):
         train(sig()[0], DATA, 5, callbacks=[schedule], progress=False, checkpoint=tmp_path)
 
 
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda x: x,
+        lambda x: (x,),
+        lambda x: {"x": x},
+        lambda x: x.numpy(),
+        lambda x: [x, x],
+        lambda x: DataLoader(TensorDataset(x), batch_size=20),
+    ],
+)
+def test_other_data_are_another_run(wrap, finished, tmp_path):
+    def run(x, num_steps):
+        pyro.clear_param_store()
+        net = torch.nn.Linear(2, 2)
+        optim = torch.optim.SGD(net.parameters(), 0.1)
+
+        class Fits:
+            def step(self, x):
+                optim.zero_grad()
+                loss = net(torch.as_tensor(x)).square().mean()
+                loss.backward()
+                optim.step()
+                return loss.item()
+
+            def state_dict(self):
+                return net.state_dict()
+
+            def load_state_dict(self, state):
+                net.load_state_dict(state)
+
+        train(Fits(), wrap(x), num_steps, checkpoint=tmp_path, progress=False)
+        return net.weight.detach().clone()
+
+    found = run(DATA, 3)
+    more = 3 if finished else 4
+    other = DATA.clone()
+    other[-1, -1] += 1e-3
+    for data in (other, DATA[:-1], DATA.double()):
+        with pytest.raises(ValueError, match="`batches` must be the data of the run"):
+            run(data, more)
+    assert torch.equal(run(DATA.clone(), 3), found)
+
+
 def test_what_has_no_state_is_refused(tmp_path):
     class Step:
         def step(self):
