@@ -209,14 +209,22 @@ class MarginalizeImplicit(Messenger):
         return super().__enter__()
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["infer"].get("_deterministic"):
+            return  # a record, which scores nothing
         if msg["is_observed"]:
-            if not msg["infer"].get("_deterministic"):
-                self._meet_data(msg)
+            self._meet_data(msg)
             if self.max_plate_nesting < float("inf"):
                 self._refuse_other_plates(msg)
                 self._score_by_product(msg)
         elif implicit_of(msg["fn"]) is not None and msg["value"] is None:
             self._place_atoms(msg)
+        elif msg["name"].endswith("_unobserved") and msg["value"] is None and self._dims:
+            raise ValueError(
+                f"`obs_mask` must be None below an implicit site: it makes a latent "
+                f"{msg['name']!r} of what is missing, which no guide has. Leave that out of the "
+                "score instead: pyro.sample(name, law, obs=obs.nan_to_num()) under "
+                "pyro.poutine.mask(mask=obs_mask)"
+            )
 
     # ----------------------------------------------------------------------------------- atoms
 

@@ -733,3 +733,50 @@ def test_rows_chosen_by_an_index_raise_with_the_way_out(enumerates):
         elbo._enumerates = enumerates
         with pytest.raises(ValueError, match=problem):
             elbo.loss(model, no_guide, x)
+
+
+def test_a_record_of_the_draws_scores_nothing():
+    x = torch.linspace(-1.0, 1.0, 5)
+
+    def model(x, event_dim):
+        with pyro.plate("row", 5):
+            psi = pyro.sample("psi", Implicit(lambda e: e, dist.Normal(torch.tensor(0.0), 1.0)))
+            if event_dim != "none":
+                pyro.deterministic("twice", 2 * psi, event_dim=event_dim)
+            pyro.sample("x", dist.Normal(psi, 0.5), obs=x)
+
+    losses = []
+    for event_dim in ("none", None, 0):
+        pyro.set_rng_seed(0)
+        losses.append(SIG_ELBO(20, max_plate_nesting=1).loss(model, no_guide, x, event_dim))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_missing_data_are_masked():
+    x, mask = torch.linspace(-1.0, 1.0, 5), torch.tensor([True, False, True, True, False])
+    law = Implicit(lambda e: e, dist.Normal(torch.tensor(0.0), 1.0))
+
+    def by_obs_mask(x):
+        with pyro.plate("row", len(x)):
+            psi = pyro.sample("psi", law)
+            pyro.sample("x", dist.Normal(psi, 0.5), obs=x, obs_mask=mask)
+
+    def by_mask(x):
+        with pyro.plate("row", len(x)), pyro.poutine.mask(mask=mask):
+            psi = pyro.sample("psi", law)
+            pyro.sample("x", dist.Normal(psi, 0.5), obs=x.nan_to_num())
+
+    def of_the_others(x):
+        with pyro.plate("row", int(mask.sum())):
+            psi = pyro.sample("psi", law)
+            pyro.sample("x", dist.Normal(psi, 0.5), obs=x[mask])
+
+    elbo = SIG_ELBO(20, max_plate_nesting=1)
+    with pytest.raises(ValueError, match="`obs_mask` must be None.*'x_unobserved'.*poutine.mask"):
+        elbo.loss(by_obs_mask, no_guide, x)
+    losses = []
+    for model in (by_mask, of_the_others):
+        pyro.set_rng_seed(0)
+        losses.append(elbo.loss(model, no_guide, x.masked_fill(~mask, math.nan)))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
