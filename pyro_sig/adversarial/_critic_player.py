@@ -54,17 +54,15 @@ class CriticPlayer:
         check_objective(objective)
         if isinstance(penalties, Penalty):
             penalties = (penalties,)
-        iterable = isinstance(penalties, Iterable) and not isinstance(penalties, Tensor)
-        given = list(penalties) if iterable else [None]
-        if not all(isinstance(penalty, Penalty) for penalty in given):
+        if not isinstance(penalties, Iterable) or isinstance(penalties, (Tensor, str)):
             raise refusal("penalties", "a sequence such as [penalties.R1(1.0)]", penalties)
         self.critic = critic
         self.optim = optim
         self.objective = objective
         self.penalties = tuple(penalties)
+        self._points = gradient_points(self.penalties)
         self._check_optim()
         self._row_wise = not conditional and is_row_wise(critic)
-        self._points = gradient_points(self.penalties)
         self._trained = [p for p in critic.parameters() if p.requires_grad]
         # Critics, by name, that have taken what they are shown, of these types.
         self._fitting: set[tuple[Any, ...]] = set()

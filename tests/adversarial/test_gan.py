@@ -901,6 +901,11 @@ def test_batch_normalised_critic_warns():
             make_gan(PushForward(), critic=critic, **settings)
 
 
+def test_penalties_from_an_iterator():
+    gan = make_gan(PushForward(), penalties=iter([penalties.R1(1.0)]))
+    assert [repr(penalty) for penalty in gan.penalties] == ["R1(gamma=1.0)"]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -909,7 +914,9 @@ def test_batch_normalised_critic_warns():
         ({"unroll": -1}, "`unroll` must be an integer of at least 0"),
         ({"ema": 1.0}, "`ema` must be None or a decay"),
         ({"objective": "hinge"}, "`objective` must be an Objective"),
-        ({"penalties": ["r1"]}, "`penalties` must be a sequence"),
+        ({"penalties": ["r1"]}, "`penalties` must be a sequence.* entry 0 is no Penalty, was 'r1'"),
+        ({"penalties": "r1"}, "`penalties` must be a sequence .*, was 'r1'"),
+        ({"penalties": [penalties.R1(1.0), len]}, "its entry 1 is no Penalty"),
         ({"penalties": penalties.GradientPenalty}, "`penalties` must be a sequence"),
         ({"elbo": Trace_ELBO, "elbo_weight": 1.0}, "`elbo` must be an ELBO"),
         ({"elbo": Trace_ELBO(), "elbo_weight": Balance}, "`elbo_weight` must be a number"),
