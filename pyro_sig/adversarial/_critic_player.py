@@ -98,6 +98,13 @@ class CriticPlayer:
                 "a layer norm or none",
                 stacklevel=4,
             )
+        if _ends_in_sigmoid(self.critic) and not _is_probability(self.objective):
+            warnings.warn(
+                "the last layer of `critic` seems to be an nn.Sigmoid, but a score is a raw output "
+                f"of the critic, to which {self.objective!r} applies its own functions: leave the "
+                "sigmoid out",
+                stacklevel=4,
+            )
 
     def owns(self, tensor: Tensor) -> bool:
         """Tells whether a tensor shares memory with a parameter of the critic."""
@@ -258,6 +265,21 @@ def _with_gradient(value: Value) -> Value:
         for part in as_parts(value)
     )
     return leaves if isinstance(value, tuple) else leaves[0]
+
+
+def _ends_in_sigmoid(critic: nn.Module) -> bool:
+    """Tells by the order in which layers were made, which is all that a module shows of itself."""
+    critics = critic.children() if type(critic) is nn.ModuleList else [critic]  # of a CycleGAN
+    return any(isinstance(list(each.modules())[-1], nn.Sigmoid) for each in critics)
+
+
+def _is_probability(objective: Objective) -> bool:
+    """Tells an objective whose best score is a probability, as that of least squares."""
+    try:
+        best = objective.optimal_score(torch.tensor([-10.0, 0.0, 10.0]))
+        return bool(((best >= 0) & (best <= 1)).all())
+    except Exception:  # training asks nothing of a user's `optimal_score`, so a warning must not
+        return False
 
 
 def _storage(tensor: Tensor) -> int:

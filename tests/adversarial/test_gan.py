@@ -901,6 +901,42 @@ def test_batch_normalised_critic_warns():
             make_gan(PushForward(), critic=critic, **settings)
 
 
+def squashed():
+    return nn.Sequential(MLP(2, [8], 1), nn.Sequential(nn.Identity(), nn.Sigmoid()))
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [objectives.NonSaturating(), objectives.Hinge(), objectives.Relativistic()],
+    ids=repr,
+)
+def test_a_critic_that_ends_in_a_sigmoid_warns(objective):
+    with pytest.warns(UserWarning, match=f"nn.Sigmoid.*{type(objective).__name__}") as caught:
+        make_gan(PushForward(), objective=objective, critic=squashed())
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match="nn.Sigmoid"):  # no score is best at each point
+        settings = {"objective": objectives.Wasserstein(), "penalties": penalties.WeightClipping()}
+        make_gan(PushForward(), critic=squashed(), **settings)
+
+
+def test_a_sigmoid_where_it_is_meant_does_not_warn():
+    class Probabilities(objectives.Objective):
+        def _critic_loss(self, real, fake):
+            return -(real.log().mean() + (1 - fake).log().mean())
+
+        def _generator_loss(self, real, fake):
+            return -fake.log().mean()
+
+        def optimal_score(self, log_ratio):
+            return log_ratio.sigmoid()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for objective in (objectives.LeastSquares(), Probabilities()):
+            make_gan(PushForward(), objective=objective, critic=squashed())
+        make_gan(PushForward(), critic=MLP(2, [8], 1, nn.Sigmoid))  # within
+
+
 def test_penalties_from_an_iterator():
     gan = make_gan(PushForward(), penalties=iter([penalties.R1(1.0)]))
     assert [repr(penalty) for penalty in gan.penalties] == ["R1(gamma=1.0)"]
