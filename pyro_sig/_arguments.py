@@ -76,6 +76,22 @@ def refusal(name: str, must_be: str, value: object) -> ValueError:
 # -------------------------------------------------------------------------------------- the tensors
 
 
+def one_number(name: str, value: Any) -> Tensor:
+    """Returns what a function of the caller's returned, if it is a loss.
+
+    :param str name: the function's name.
+    :param value: what it returned.
+    :raises ValueError: unless it is a tensor without dimensions: one of shape (1,) would have a
+        gradient until a batch has a second row.
+    """
+    if not isinstance(value, Tensor) or value.dim():
+        raise ValueError(
+            f"`{name}` must return one number, a tensor without dimensions such as a mean, "
+            f"returned {describe(value)}"
+        )
+    return value
+
+
 def is_dense(value: object) -> TypeGuard[Tensor]:
     """Tells a tensor whose entries are real numbers, each with its place in memory."""
     return (

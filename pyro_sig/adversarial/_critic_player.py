@@ -54,17 +54,15 @@ class CriticPlayer:
         check_objective(objective)
         if isinstance(penalties, Penalty):
             penalties = (penalties,)
-        iterable = isinstance(penalties, Iterable) and not isinstance(penalties, Tensor)
-        given = list(penalties) if iterable else [None]
-        if not all(isinstance(penalty, Penalty) for penalty in given):
+        if not isinstance(penalties, Iterable) or isinstance(penalties, (Tensor, str)):
             raise refusal("penalties", "a sequence such as [penalties.R1(1.0)]", penalties)
         self.critic = critic
         self.optim = optim
         self.objective = objective
         self.penalties = tuple(penalties)
+        self._points = gradient_points(self.penalties)
         self._check_optim()
         self._row_wise = not conditional and is_row_wise(critic)
-        self._points = gradient_points(self.penalties)
         self._trained = [p for p in critic.parameters() if p.requires_grad]
         # Critics, by name, that have taken what they are shown, of these types.
         self._fitting: set[tuple[Any, ...]] = set()
@@ -98,6 +96,13 @@ class CriticPlayer:
                 f"`critic` has batch normalisation, so that the score of a row depends on its "
                 f"batch, which {by_row[0] if by_row else self.objective!r} does not go with: use "
                 "a layer norm or none",
+                stacklevel=4,
+            )
+        if _ends_in_sigmoid(self.critic) and not _is_probability(self.objective):
+            warnings.warn(
+                "the last layer of `critic` seems to be an nn.Sigmoid, but a score is a raw output "
+                f"of the critic, to which {self.objective!r} applies its own functions: leave the "
+                "sigmoid out",
                 stacklevel=4,
             )
 
@@ -260,6 +265,21 @@ def _with_gradient(value: Value) -> Value:
         for part in as_parts(value)
     )
     return leaves if isinstance(value, tuple) else leaves[0]
+
+
+def _ends_in_sigmoid(critic: nn.Module) -> bool:
+    """Tells by the order in which layers were made, which is all that a module shows of itself."""
+    critics = critic.children() if type(critic) is nn.ModuleList else [critic]  # of a CycleGAN
+    return any(isinstance(list(each.modules())[-1], nn.Sigmoid) for each in critics)
+
+
+def _is_probability(objective: Objective) -> bool:
+    """Tells an objective whose best score is a probability, as that of least squares."""
+    try:
+        best = objective.optimal_score(torch.tensor([-10.0, 0.0, 10.0]))
+        return bool(((best >= 0) & (best <= 1)).all())
+    except Exception:  # training asks nothing of a user's `optimal_score`, so a warning must not
+        return False
 
 
 def _storage(tensor: Tensor) -> int:

@@ -546,6 +546,17 @@ def test_a_critic_that_needs_a_bounded_slope():
         make_cyclegan(objective=objectives.Wasserstein())
 
 
+@pytest.mark.parametrize("name", ["critic_x", "critic_y"])
+def test_a_critic_that_ends_in_a_sigmoid(name):
+    critics = {"critic_x": nn.Linear(2, 1), "critic_y": nn.Linear(3, 1)}
+    critics[name] = nn.Sequential(critics[name], nn.Sigmoid())
+    params = [p for critic in critics.values() for p in critic.parameters()]
+    forward, backward = nn.Linear(2, 3), nn.Linear(3, 2)
+    optims = torch.optim.Adam(parameters(forward, backward)), torch.optim.Adam(params)
+    with pytest.warns(UserWarning, match="nn.Sigmoid"):
+        CycleGAN(forward, backward, *critics.values(), *optims, objectives.NonSaturating())
+
+
 def test_it_has_a_repr():
     gan = make_cyclegan(penalties=penalties.R1(0.1), cycle_weight=1.0, pool_size=0)
     assert repr(gan) == "CycleGAN(LeastSquares(), R1(gamma=0.1), cycle_weight=1.0, pool_size=0)"

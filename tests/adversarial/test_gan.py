@@ -973,6 +973,47 @@ def test_batch_normalised_critic_warns():
             make_gan(PushForward(), critic=critic, **settings)
 
 
+def squashed():
+    return nn.Sequential(MLP(2, [8], 1), nn.Sequential(nn.Identity(), nn.Sigmoid()))
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [objectives.NonSaturating(), objectives.Hinge(), objectives.Relativistic()],
+    ids=repr,
+)
+def test_a_critic_that_ends_in_a_sigmoid_warns(objective):
+    with pytest.warns(UserWarning, match=f"nn.Sigmoid.*{type(objective).__name__}") as caught:
+        make_gan(PushForward(), objective=objective, critic=squashed())
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match="nn.Sigmoid"):  # no score is best at each point
+        settings = {"objective": objectives.Wasserstein(), "penalties": penalties.WeightClipping()}
+        make_gan(PushForward(), critic=squashed(), **settings)
+
+
+def test_a_sigmoid_where_it_is_meant_does_not_warn():
+    class Probabilities(objectives.Objective):
+        def _critic_loss(self, real, fake):
+            return -(real.log().mean() + (1 - fake).log().mean())
+
+        def _generator_loss(self, real, fake):
+            return -fake.log().mean()
+
+        def optimal_score(self, log_ratio):
+            return log_ratio.sigmoid()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for objective in (objectives.LeastSquares(), Probabilities()):
+            make_gan(PushForward(), objective=objective, critic=squashed())
+        make_gan(PushForward(), critic=MLP(2, [8], 1, nn.Sigmoid))  # within
+
+
+def test_penalties_from_an_iterator():
+    gan = make_gan(PushForward(), penalties=iter([penalties.R1(1.0)]))
+    assert [repr(penalty) for penalty in gan.penalties] == ["R1(gamma=1.0)"]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -981,7 +1022,9 @@ def test_batch_normalised_critic_warns():
         ({"unroll": -1}, "`unroll` must be an integer of at least 0"),
         ({"ema": 1.0}, "`ema` must be None or a decay"),
         ({"objective": "hinge"}, "`objective` must be an Objective"),
-        ({"penalties": ["r1"]}, "`penalties` must be a sequence"),
+        ({"penalties": ["r1"]}, "`penalties` must be a sequence.* entry 0 is no Penalty, was 'r1'"),
+        ({"penalties": "r1"}, "`penalties` must be a sequence .*, was 'r1'"),
+        ({"penalties": [penalties.R1(1.0), len]}, "its entry 1 is no Penalty"),
         ({"penalties": penalties.GradientPenalty}, "`penalties` must be a sequence"),
         ({"elbo": Trace_ELBO, "elbo_weight": 1.0}, "`elbo` must be an ELBO"),
         ({"elbo": Trace_ELBO(), "elbo_weight": Balance}, "`elbo_weight` must be a number"),

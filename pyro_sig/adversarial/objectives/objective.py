@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pyro_sig._arguments import check_instance, refusal
+from pyro_sig._arguments import check_instance, one_number, refusal
 from pyro_sig._show_settings import show_settings
 
 __all__ = ["Objective"]
@@ -62,11 +62,11 @@ class Objective(ABC):
             unless the objective is ``paired``.
         :return: a scalar.
         :raises ValueError: if there is no score, scores are not floating point, or paired ones
-            differ in shape.
+            differ in shape; if a subclass returns more than one number.
         """
         real, fake = _scores("real", real), _scores("fake", fake)
         self._check_pairs(real, fake)
-        return self._critic_loss(real, fake)
+        return self._one_number("_critic_loss", self._critic_loss(real, fake))
 
     def generator_loss(self, real: Tensor | None, fake: Tensor) -> Tensor:
         """Return what the generator minimises.
@@ -74,18 +74,19 @@ class Objective(ABC):
         :param torch.Tensor real: scores of data; None will do unless ``uses_real``.
         :param torch.Tensor fake: scores of generated draws.
         :return: a scalar.
-        :raises ValueError: as :meth:`critic_loss`, or if `real` is None where it is used.
+        :raises ValueError: as :meth:`critic_loss`, or if `real` is None where it is used; if a
+            subclass reads it without ``uses_real``.
         """
         fake = _scores("fake", fake)
         if not self.uses_real:
-            return self._generator_loss(None, fake)
+            return self._one_number("_generator_loss", self._generator_without_real(fake))
         if real is None:
             raise ValueError(
                 f"`real` must be the scores of data, which {self!r} compares with, was None"
             )
         real = _scores("real", real)
         self._check_pairs(real, fake)
-        return self._generator_loss(real, fake)
+        return self._one_number("_generator_loss", self._generator_loss(real, fake))
 
     def joint_loss(self, real: Tensor, fake: Tensor) -> Tensor:
         """Return what generator and encoder minimise together, where both sides move.
@@ -100,7 +101,7 @@ class Objective(ABC):
         """
         real, fake = _scores("real", real), _scores("fake", fake)
         self._check_pairs(real, fake)
-        return self._joint_loss(real, fake)
+        return self._one_number("_joint_loss", self._joint_loss(real, fake))
 
     @abstractmethod
     def optimal_score(self, log_ratio: Tensor) -> Tensor:
@@ -119,6 +120,20 @@ class Objective(ABC):
 
     def _joint_loss(self, real: Tensor, fake: Tensor) -> Tensor:
         return self._critic_loss(fake, real)
+
+    def _generator_without_real(self, fake: Tensor) -> Tensor:
+        try:
+            return self._generator_loss(None, fake)
+        except (AttributeError, TypeError) as error:
+            if "NoneType" not in str(error):  # a fault of another kind
+                raise
+            raise ValueError(
+                f"`uses_real` must be True for {self!r}, if its `_generator_loss` reads the scores "
+                f"of data, was False: write uses_real = True into the class ({error})"
+            ) from error
+
+    def _one_number(self, name: str, loss: Tensor) -> Tensor:
+        return one_number(f"{type(self).__name__}.{name}", loss)
 
     def _check_pairs(self, real: Tensor, fake: Tensor) -> None:
         if self.paired and real.shape != fake.shape:

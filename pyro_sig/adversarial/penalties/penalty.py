@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from pyro_sig._arguments import refusal
+from pyro_sig._arguments import describe, one_number, refusal
 from pyro_sig._functions import check_callable, first_call
 
 __all__ = ["Penalty", "gradient_points", "penalize"]
@@ -27,8 +27,9 @@ class Penalty:
         \text{critic loss} + p\big(\|\nabla_x D(x_1)\|^2, \dots, \|\nabla_x D(x_N)\|^2\big)
 
     with :math:`p` the method :meth:`value` and the points :math:`x_n` those that `where` names. A
-    subclass sets `where` and overrides :meth:`value`, or overrides :meth:`constrain`. This class
-    itself does nothing.
+    subclass sets `where` and overrides :meth:`value`, or overrides :meth:`constrain`, and keeps its
+    settings as attributes, which ``repr`` shows. This class itself does nothing. A term of the
+    scores alone is part of an :class:`Objective <pyro_sig.adversarial.objectives.Objective>`.
 
     :cvar where: where the critic's gradient is taken: ``"real"``, ``"fake"``, ``"interpolated"``
         (between the two), or None for what needs no gradient.
@@ -49,6 +50,17 @@ class Penalty:
 
     where: ClassVar[Literal["real", "fake", "interpolated"] | None] = None
     lipschitz: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Trainers go through `penalize`, which would pass over it without a word.
+        if cls.__call__ is not Penalty.__call__:
+            raise TypeError(
+                f"`__call__` of the penalty {cls.__name__} must be left as it is, since training "
+                "does not call it: write `value`, with `where`, for a term of the critic's "
+                "gradient, or `constrain` for a change of the critic after its steps; a term of "
+                "the scores alone belongs into `_critic_loss` of an Objective"
+            )
 
     def value(self, squared_norm: Tensor) -> Tensor:
         """Return the term of the critic's loss.
@@ -83,7 +95,8 @@ def gradient_points(penalties: Iterable[Penalty]) -> set[str]:
 
     :param penalties: the penalties.
     :return: a subset of ``{"real", "fake", "interpolated"}``.
-    :raises ValueError: if a penalty names another point.
+    :raises ValueError: if an entry is no penalty, or a penalty names another point, or none
+        although it has a :meth:`~Penalty.value`.
 
     Example::
 
@@ -92,8 +105,15 @@ def gradient_points(penalties: Iterable[Penalty]) -> set[str]:
         {'real'}
     """
     points: set[str] = set()
-    for penalty in penalties:
+    for index, penalty in enumerate(penalties):
+        if not isinstance(penalty, Penalty):
+            raise ValueError(
+                "`penalties` must be a sequence such as [penalties.R1(1.0)], but its entry "
+                f"{index} is no Penalty, was {describe(penalty)}"
+            )
         if penalty.where is None:
+            if type(penalty).value is not Penalty.value:
+                raise refusal("where", f"one of {_POINTS} for {penalty!r}, which has a value", None)
             continue
         if penalty.where not in _POINTS:
             raise refusal("where", f"one of {_POINTS} or None for a penalty", penalty.where)
@@ -133,7 +153,8 @@ def penalize(
         if no penalty takes a gradient.
     :raises ValueError: if values where a gradient is needed are not floating point, have no row
         for each score, or do not enter their scores; if values of given scores do not require
-        gradients; if reals and fakes of different shapes are to be interpolated.
+        gradients; if reals and fakes of different shapes are to be interpolated; if a penalty is
+        none, or returns more than one number.
 
     Example::
 
@@ -160,7 +181,7 @@ def penalize(
             squared_norm = _squared_norm(critic, "real", between, None)
         for penalty in penalties:
             if penalty.where == where:
-                value = penalty.value(squared_norm)
+                value = one_number(f"{type(penalty).__name__}.value", penalty.value(squared_norm))
                 total = value if total is None else total + value
     return _zero_like(critic, real, real_scores, fake_scores) if total is None else total
 

@@ -193,6 +193,71 @@ def test_bad_max_score(max_score):
         MaximumLikelihood(max_score)
 
 
+class Energy(Objective):
+    """A user's: twice the distance between the sides less those within them."""
+
+    def _critic_loss(self, real, fake):
+        return -self._generator_loss(real, fake)
+
+    def _generator_loss(self, real, fake):
+        sides = real.reshape(-1, 1), fake.reshape(-1, 1)
+        within = sum(torch.cdist(side, side).mean() for side in sides)
+        return 2 * torch.cdist(*sides).mean() - within
+
+    def optimal_score(self, log_ratio):
+        raise NotImplementedError
+
+
+class EnergyOfReal(Energy):
+    uses_real = True
+
+
+def test_an_objective_that_forgot_uses_real():
+    real, fake = torch.randn(2, 5, 1)
+    match = "`uses_real` must be True for Energy.*was False: write uses_real = True"
+    with pytest.raises(ValueError, match=match) as caught:
+        Energy().generator_loss(real, fake)
+    assert isinstance(caught.value.__cause__, AttributeError)
+    loss = EnergyOfReal().generator_loss(real, fake)
+    torch.testing.assert_close(loss, -EnergyOfReal().critic_loss(real, fake))
+
+
+def test_other_errors_of_an_objective_stay():
+    class Misspelt(Hinge):
+        def _generator_loss(self, real, fake):
+            return fake.maen()
+
+    with pytest.raises(AttributeError, match="maen"):
+        Misspelt().generator_loss(None, torch.zeros(3))
+
+
+@pytest.mark.parametrize("size", [1, 5])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_for_each_row(name, size):
+    class Rows(Hinge):
+        def _critic_loss(self, real, fake):
+            return fake - real
+
+        def _generator_loss(self, real, fake):
+            return -fake
+
+        def _joint_loss(self, real, fake):
+            return real - fake
+
+    class Number(EnergyOfReal):
+        def _critic_loss(self, real, fake):
+            return 0.0
+
+        _generator_loss = _joint_loss = _critic_loss
+
+    scores = torch.zeros(2, size)
+    match = rf"`Rows\._{name}` must return one number, .* returned .* of shape \({size},\)"
+    with pytest.raises(ValueError, match=match):
+        getattr(Rows(), name)(*scores)
+    with pytest.raises(ValueError, match=r"must return one number, a tensor .* returned 0\.0"):
+        getattr(Number(), name)(*scores)
+
+
 def test_flags():
     assert [o for o in ALL if o.needs_lipschitz and not isinstance(o, Wasserstein)] == []
     assert Wasserstein.needs_lipschitz

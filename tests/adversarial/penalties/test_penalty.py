@@ -347,6 +347,52 @@ def test_unknown_point():
         gradient_points([Elsewhere()])
 
 
+def test_a_value_without_a_point():
+    class Nowhere(Penalty):
+        def value(self, squared_norm):
+            return squared_norm.mean()
+
+    with pytest.raises(ValueError, match=r"`where` must be .* for Nowhere\(\), .* was None"):
+        gradient_points([Nowhere()])
+    there = Nowhere()
+    there.where = "fake"  # of one instance
+    assert gradient_points([there]) == {"fake"}
+
+
+def test_what_training_would_not_call_is_refused():
+    with pytest.raises(TypeError, match=r"`__call__` of the penalty Drift .* `value`.*`constrain`"):
+
+        class Drift(Penalty):
+            def __call__(self, critic, real, fake):
+                return critic(real).square().mean()
+
+    class Called:
+        def __call__(self, critic, real, fake): ...
+
+    with pytest.raises(TypeError, match="`__call__` of the penalty Mixed"):
+        type("Mixed", (Called, Penalty), {})
+    type("Later", (R1,), {})  # inherits the one that is meant
+
+
+def test_what_is_no_penalty():
+    with pytest.raises(ValueError, match="`penalties` must be .* entry 1 is no Penalty, was func"):
+        penalize(linear, [R1(1.0), linear], torch.zeros(4, 2), torch.zeros(4, 2))
+    with pytest.raises(ValueError, match="entry 0 is no Penalty, was the class R1"):
+        gradient_points([R1])
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_value_for_each_row(rows):
+    class Each(R1):
+        def value(self, squared_norm):
+            return squared_norm
+
+    values = torch.zeros(rows, 2)
+    match = rf"`Each\.value` must return one number, .* returned .* of shape \({rows},\)"
+    with pytest.raises(ValueError, match=match):
+        Each(1.0)(linear, values, values)
+
+
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "much", None])
 @pytest.mark.parametrize(
     ("make", "name"),
