@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import lru_cache, partial
+from types import CodeType, FunctionType
 from typing import Any, TypeGuard
 
 import torch
 from pyro.optim import PyroOptim
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_sig._arguments import describe, refusal
@@ -108,3 +110,43 @@ def first_call(name: str, function: Callable[..., Any], *args: Any) -> Any:
             raise
         given = ", ".join(map(describe, args))
         raise ValueError(f"`{name}` must take {given}, but raised: {error}") from error
+
+
+def tensors_closed_over(function: object, depth: int = 1) -> list[Tensor]:
+    """Finds the tensors that a Python function uses besides its arguments.
+
+    They are in the cells of its closure, its defaults, the globals that its code names, and in the
+    same places of the functions that it uses. Modules and other callables are not looked into.
+
+    :param function: what was passed.
+    :param int depth: how many functions further to look.
+    """
+    held: list[Any] = []
+    if isinstance(function, partial):
+        held += [*function.args, *function.keywords.values()]
+        function = function.func
+    function = getattr(function, "__func__", function)  # of a method
+    if isinstance(function, FunctionType):
+        for cell in function.__closure__ or ():
+            try:
+                held.append(cell.cell_contents)
+            except ValueError:  # nothing is assigned yet
+                continue
+        held += function.__defaults__ or ()
+        held += (function.__kwdefaults__ or {}).values()
+        space = function.__globals__
+        held += [space[name] for name in _names(function.__code__) if name in space]
+    tensors = []
+    for value in held:
+        if isinstance(value, Tensor):
+            tensors.append(value)
+        elif depth and isinstance(value, FunctionType):
+            tensors += tensors_closed_over(value, depth - 1)
+    return tensors
+
+
+@lru_cache(maxsize=256)
+def _names(code: CodeType) -> frozenset[str]:
+    """Names that code looks up, some of them attributes, with those of the functions inside."""
+    inside = (_names(value) for value in code.co_consts if isinstance(value, CodeType))
+    return frozenset(code.co_names).union(*inside)

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
@@ -60,6 +59,5 @@ def modules_run(restore: bool = True) -> Iterator[list[nn.Module]]:
         yield outermost
     finally:
         handle.remove()
-        with torch.no_grad():
-            for buffer, before in kept:
-                buffer.copy_(before)
+        for buffer, before in kept:
+            buffer.data.copy_(before)  # as data: a graph made before may hold the buffer

@@ -1,5 +1,7 @@
 """What counts as a function of the caller's, and what is said of one that takes something else."""
 
+from functools import partial
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -7,6 +9,8 @@ import torch
 from torch import nn
 
 from pyro_sig import _functions as functions
+
+TABLE = torch.zeros(4)
 
 
 def square(x):
@@ -55,3 +59,30 @@ def test_the_first_call_says_what_was_given():
     match = r"`f` must take a torch.float32 tensor of shape \(3,\) on cpu, but raised: mat1 and"
     with pytest.raises(ValueError, match=match):
         functions.first_call("f", nn.Linear(2, 1), torch.zeros(3))
+
+
+def test_tensors_closed_over():
+    x, y, z = torch.zeros(1), torch.zeros(2), torch.zeros(3)
+
+    class Law:
+        def method(self, e):
+            return e + x
+
+    def inner(e, *, scale=z):
+        return scale * (e + y)
+
+    def outer(e):
+        return [inner(e) for _ in range(3)]
+
+    def further(e):
+        return outer(e)
+
+    def found(function):
+        return [len(tensor) for tensor in functions.tensors_closed_over(function)]
+
+    assert found(inner) == found(outer) == [2, 3]
+    assert found(further) == []  # two functions away
+    assert found(Law().method) == [1]
+    assert found(partial(square, x, y=y)) == [1, 2]
+    assert found(nn.Linear(2, 1)) == found(torch.exp) == found(square) == []
+    assert found(lambda e: [e + TABLE for _ in range(2)]) == [4]  # inside of a comprehension

@@ -31,7 +31,14 @@ ARROWS: dict[str, set[str]] = {
     "_progress": set(),
     "_rank_sum": {"_arguments", "_random_state"},
     "_show_settings": set(),
-    "distributions": {"_arguments", "_functions", "_rank_sum", "_show_settings"},
+    "distributions": {
+        "_arguments",
+        "_functions",
+        "_program_run",
+        "_random_state",
+        "_rank_sum",
+        "_show_settings",
+    },
     "infer": {
         "distributions",
         "diagnostics",

@@ -8,13 +8,21 @@ from typing import Any
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.distributions.util import broadcast_shape
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from pyro_sig._arguments import check_instance, check_integer, check_tensor, refusal, shape_of
+from pyro_sig._arguments import (
+    check_instance,
+    check_integer,
+    check_tensor,
+    describe,
+    refusal,
+    shape_of,
+)
 from pyro_sig._functions import call, check_callable
 from pyro_sig._show_settings import show_settings
 from pyro_sig.distributions._checks import check_value, expanded_shape
+from pyro_sig.distributions._closures import THROUGH_INPUTS, check_closure, fixed_tensors
 
 __all__ = ["Implicit"]
 
@@ -39,7 +47,7 @@ class Implicit(TorchDistribution):
 
     Whatever the transform depends on besides noise (data, another latent) goes through
     ``inputs``, not a closure: the distribution then knows its batch shape and draws noise for
-    each row. A closure over N rows would silently pair them with N draws.
+    each row. A closure over N rows would pair them with N draws; where it is noticed, that raises.
 
     :param callable transform: a module or function; called as ``transform(noise, *inputs)``, each
         argument with the same leading dimensions ``[*]`` followed by its event dimensions, it
@@ -163,7 +171,8 @@ class Implicit(TorchDistribution):
 
         :param torch.Tensor noise: of shape ``[*sample_shape, *batch_shape, *noise.event_shape]``.
         :return: a tensor of shape ``[*sample_shape, *batch_shape, *event_shape]``.
-        :raises ValueError: if the transform returns another shape.
+        :raises ValueError: if the transform does not take the noise, returns another shape, or
+            pairs draws with rows of a tensor that it closes over.
         """
         check_value(noise, self.noise.event_shape, self.own_batch_shape)
         shape = noise.shape[: noise.dim() - len(self.noise.event_shape)]
@@ -171,20 +180,51 @@ class Implicit(TorchDistribution):
         for x in self.inputs:
             event = x.shape[x.dim() - self.inputs_event_dim :]
             inputs.append(x.expand(shape + event))
-        psi = call("transform", self.transform, noise, *inputs)
+        try:
+            psi = call("transform", self.transform, noise, *inputs)
+        except (RuntimeError, IndexError, ValueError) as error:
+            remedy = self._remedy()
+            # Other kinds of them tell of memory, devices and processes, not of shapes.
+            if not remedy or type(error) not in (RuntimeError, IndexError, ValueError):
+                raise
+            was = str(error)
+            if not was.startswith("`transform` must"):
+                given = ", ".join(map(describe, (noise, *inputs)))
+                was = f"`transform` must take {given}, but raised: {was}"
+            raise ValueError(f"{was}: {remedy}") from error
         if not isinstance(psi, Tensor) or psi.shape != shape + self.event_shape:
             raise self._wrong_shape(psi, shape)
+        if not self.inputs and not isinstance(self.transform, nn.Module):
+            num_dims = len(shape) - len(self.batch_shape)
+            check_closure(self.transform, noise, num_dims, shape, self.event_shape)
         return psi
+
+    def _remedy(self) -> str:
+        if not self.inputs:
+            return THROUGH_INPUTS
+        dim = self.inputs_event_dim
+        for x in self.inputs:
+            if dim and x.dim() == dim:
+                one, row = ("vector", "number") if dim == 1 else ("event", "smaller event")
+                return (
+                    f"an input of shape {tuple(x.shape)} is one {one}, the same for every draw, "
+                    f"with inputs_event_dim={dim}; a {row} per row needs inputs_event_dim={dim - 1}"
+                )
+        return ""
 
     def _wrong_shape(self, psi: object, shape: torch.Size) -> ValueError:
         was, remedy = type(psi).__name__, ""
         if isinstance(psi, Tensor):
             was = str(tuple(psi.shape))
-            if psi.shape[: len(shape)] == shape:  # only the event differs
+            if self.inputs and self._remedy():
+                remedy = f": {self._remedy()}"
+            elif psi.shape[: len(shape)] == shape:  # only the event differs
                 event = tuple(psi.shape[len(shape) :])
                 remedy = f": pass event_shape={event}"
                 if event == (*self.event_shape, 1):
                     remedy += ", or return transform(noise).squeeze(-1)"
+            if not self.inputs and fixed_tensors(self.transform):
+                remedy += f"{', or' if remedy else ':'} {THROUGH_INPUTS}"
         return ValueError(
             f"`transform` must return psi of shape {tuple(shape + self.event_shape)} (draws and "
             f"batch {tuple(shape)}, event_shape {tuple(self.event_shape)}), was {was}{remedy}"

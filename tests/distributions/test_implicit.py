@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -200,10 +201,199 @@ def test_psi_of_another_event_shape_says_which_to_pass():
         psi.sample((5,))
 
 
-def test_a_closure_over_rows_is_noticed_unless_the_sizes_agree():
-    rows = torch.zeros(4, 2)
-    with pytest.raises(ValueError, match="`transform` must return psi of shape"):
-        Implicit(lambda e: e + rows, standard(2), 2).rsample()
+THROUGH_INPUTS = "what it depends on besides the noise goes through `inputs`"
+LABELS = torch.arange(6) % 2  # a global that transforms name
+NET = torch.nn.Linear(4, 2)
+
+
+def given_global_labels(noise):
+    return noise + LABELS.unsqueeze(-1)
+
+
+def adds(rows):
+    """The rows are closed over by a function that the transform calls."""
+
+    def add(noise):
+        return noise + rows
+
+    return lambda noise: add(noise)
+
+
+def pairings(rows):
+    table = torch.randn(3, 2)
+    embedded = torch.nn.Linear(2, 2)(rows)  # with a graph, and still no parameter
+    columns, chosen = rows.mT.contiguous(), torch.arange(len(rows)) % 3
+    return {
+        "added": lambda e: e + rows,
+        "joined": lambda e: NET(torch.cat([e, rows], -1)),
+        "default": lambda e, x=rows: e + x,
+        "keyword": partial(add_row, row=rows),
+        "embedded": lambda e: e * embedded,
+        "in a function": adds(rows),
+        "transposed": lambda e: e + columns.mT,
+        "chosen": lambda e: e + table[chosen],
+    }
+
+
+@pytest.mark.parametrize("num_draws", [2, 3, 6])
+@pytest.mark.parametrize("name", pairings(torch.zeros(6, 2)))
+def test_a_closure_over_rows_is_noticed(name, num_draws):
+    transform = pairings(torch.zeros(num_draws, 2))[name]
+    law = Implicit(transform, standard(2), 2)
+    with pytest.raises(ValueError, match=f"pairs {num_draws} draws with.*{THROUGH_INPUTS}"):
+        law.rsample((num_draws,))
+    with pytest.raises(ValueError, match="`transform` must"):
+        law.rsample((num_draws + 1,))
+    with pytest.raises(ValueError, match=f"but raised: .*: {THROUGH_INPUTS}"):
+        law.rsample((3, num_draws + 1))
+    with pytest.raises(ValueError, match=f"`transform` must.* {THROUGH_INPUTS}"):
+        law.rsample()
+
+
+def test_a_closure_over_rows_is_noticed_in_any_sample_dimension():
+    rows = torch.zeros(4, 1, 2)
+    with pytest.raises(ValueError, match="pairs 4 draws"):
+        Implicit(lambda e: e + rows, standard(2), 2).rsample((4, 5))
+    with pytest.raises(ValueError, match="pairs 4 draws"):
+        Implicit(lambda e: e + rows, standard(2), 2).expand([5]).rsample((4,))
+
+
+def test_a_closure_over_a_global_is_noticed():
+    with pytest.raises(ValueError, match=r"6 rows of a tensor of shape \(6,\) that it closes"):
+        Implicit(given_global_labels, standard(2), 2).rsample((6,))
+
+
+def test_a_closure_over_the_rows_of_a_plate_is_left_alone():
+    """Each row has a draw of its own there, with which it is to be paired."""
+    rows = 100.0 * torch.arange(6.0).unsqueeze(-1)
+    law = Implicit(lambda e: e + rows, standard(2), 2)
+    with pyro.plate("rows", 6):
+        psi = pyro.sample("psi", law)
+    assert ((psi - rows).abs() < 50).all()
+    assert law.expand([6]).rsample((6,)).shape == (6, 6, 2)
+
+
+def legitimate(size):
+    constant, weight, square = torch.ones(2), torch.randn(size, 2), torch.randn(size, size)
+    features, order = torch.tensor([1, 0]), torch.randperm(size)
+    atoms = torch.nn.Parameter(torch.zeros(size, 2))
+    scales = pyro.param("scales", torch.ones(size, 2), constraint=constraints.positive)
+    norm = torch.nn.BatchNorm1d(2)
+
+    def whitened(e):
+        centred = e - e.mean(-2, keepdim=True)
+        chol = torch.linalg.cholesky(centred.mT @ centred)
+        return torch.linalg.solve_triangular(chol, centred.mT, upper=False).mT * weight.mean()
+
+    def by_score(e):
+        e = e.detach().requires_grad_()
+        return torch.autograd.grad((e @ weight.mT).square().sum(), e)[0]
+
+    def not_yet_assigned(e):
+        return later(e)
+
+    found = {
+        "constant": lambda e: e + constant,
+        "weight": lambda e: (e @ weight.mT) @ weight,
+        "square": lambda e: (e @ weight.mT) @ square @ weight,
+        "index of features": lambda e: e[..., features] + weight.sum(),
+        "index of draws": lambda e: e[order],
+        "slice of atoms": lambda e: weight[: len(e)],
+        "mean over rows": lambda e: e + weight.mean(0),
+        "all pairs": lambda e: (e.unsqueeze(-2) - weight).logsumexp(-2),
+        "parameter": lambda e: e + atoms,
+        "Pyro's parameter": lambda e: e * scales,
+        "batch norm": lambda e: norm(e) + weight.sum(),
+        "statistic": whitened,
+        "score": by_score,
+        "module": torch.nn.Linear(2, 2),
+        "builtin": torch.exp,
+    }
+    if size == 6:
+        found["assigned later"] = not_yet_assigned
+    later = torch.exp
+    return found
+
+
+@pytest.mark.parametrize("num_draws", [1, 2, 6])
+@pytest.mark.parametrize("name", legitimate(6))
+def test_other_closures_are_left_alone(name, num_draws):
+    if num_draws < 6 and name in ("batch norm", "statistic", "assigned later"):
+        num_draws = 6
+    law = Implicit(legitimate(num_draws)[name], standard(2), 2)
+    assert law.rsample((num_draws,)).shape == (num_draws, 2)
+
+
+def test_one_draw_beside_one_row():
+    row = torch.zeros(1, 2)
+    assert Implicit(lambda e: e + row, standard(2), 2).rsample((1,)).shape == (1, 2)
+
+
+def test_a_look_at_a_closure_leaves_no_trace():
+    weight, shift = torch.randn(6, 2), torch.randn(5, 2)
+    seen = []
+
+    def run(matrix):
+        pyro.set_rng_seed(0)
+        norm = torch.nn.BatchNorm1d(2)
+
+        def transform(e):
+            seen.append(len(e))
+            return norm(e) + torch.randn(e.shape) + 0.0 * (e @ matrix.mT).sum(-1, keepdim=True)
+
+        law = Implicit(transform, standard(2), 2)
+        psi = law.rsample((6,)) + law.rsample((6,))
+        psi.square().sum().backward()  # also of a draw before the look
+        return psi, norm.running_mean, norm.num_batches_tracked, torch.randn(3)
+
+    for one, other in zip(run(weight), run(shift), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert seen == [6, 2, 6, 2, 6, 6]
+
+
+def test_an_input_that_the_transform_does_not_take():
+    law = Implicit(lambda e, x: e + x, standard(2), 2)
+    with pytest.raises(ValueError, match=f"`transform` must be .* argument: 'x': {THROUGH_INPUTS}"):
+        law.rsample((5,))
+    law = Implicit(lambda e: 1 / 0, standard(2), 2)
+    with pytest.raises(ZeroDivisionError):
+        law.rsample((5,))
+
+
+def test_errors_that_are_not_of_shapes_are_left_alone():
+    def raises(error):
+        def transform(noise):
+            raise error
+
+        return Implicit(transform, standard(2), 2)
+
+    for kind in (torch.OutOfMemoryError, NotImplementedError, KeyError):
+        with pytest.raises(kind, match="^'?why'?$"):
+            raises(kind("why")).rsample()
+    with_rows = Implicit(lambda e, x: e.reshape(3, 7), standard(2), 2, inputs=torch.ones(3, 1))
+    with pytest.raises(RuntimeError, match="invalid for input of size 6$"):
+        with_rows.rsample()
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [lambda e, x: torch.cat([e, x.unsqueeze(-1)], -1), lambda e, x: e + x.float().unsqueeze(-1)],
+    ids=["raises", "another shape"],
+)
+def test_a_number_per_row_needs_inputs_event_dim_0(transform):
+    law = Implicit(transform, standard(1), 1, inputs=torch.arange(5))
+    match = r"an input of shape \(5,\) is one vector.* a number per row needs inputs_event_dim=0$"
+    for sample_shape in ((), (5,)):
+        with pytest.raises(ValueError, match=match):
+            law.rsample(sample_shape)
+    with pyro.plate("rows", 5), pytest.raises(ValueError, match=match):
+        pyro.sample("psi", law)
+    numbers = Implicit(
+        lambda e, x: e + x.unsqueeze(-1), standard(1), 1, torch.arange(5), inputs_event_dim=0
+    )
+    assert numbers.rsample((7,)).shape == (7, 5, 1)
+    vector = Implicit(lambda e, x: e + x.sum(-1, keepdim=True), standard(1), 1, torch.arange(5))
+    assert vector.rsample((7,)).shape == (7, 1)
 
 
 @pytest.mark.parametrize(
