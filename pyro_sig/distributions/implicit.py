@@ -183,12 +183,14 @@ class Implicit(TorchDistribution):
         try:
             psi = call("transform", self.transform, noise, *inputs)
         except (RuntimeError, IndexError, ValueError) as error:
-            remedy = self._remedy()
+            was, remedy = str(error), self._remedy()
+            other_arguments = was.startswith("`transform` must")
+            if other_arguments and not self.inputs:
+                remedy = THROUGH_INPUTS
             # Other kinds of them tell of memory, devices and processes, not of shapes.
             if not remedy or type(error) not in (RuntimeError, IndexError, ValueError):
                 raise
-            was = str(error)
-            if not was.startswith("`transform` must"):
+            if not other_arguments:
                 given = ", ".join(map(describe, (noise, *inputs)))
                 was = f"`transform` must take {given}, but raised: {was}"
             raise ValueError(f"{was}: {remedy}") from error
@@ -201,7 +203,7 @@ class Implicit(TorchDistribution):
 
     def _remedy(self) -> str:
         if not self.inputs:
-            return THROUGH_INPUTS
+            return THROUGH_INPUTS if fixed_tensors(self.transform) else ""
         dim = self.inputs_event_dim
         for x in self.inputs:
             if dim and x.dim() == dim:
@@ -223,7 +225,7 @@ class Implicit(TorchDistribution):
                 remedy = f": pass event_shape={event}"
                 if event == (*self.event_shape, 1):
                     remedy += ", or return transform(noise).squeeze(-1)"
-            if not self.inputs and fixed_tensors(self.transform):
+            if not self.inputs and self._remedy():
                 remedy += f"{', or' if remedy else ':'} {THROUGH_INPUTS}"
         return ValueError(
             f"`transform` must return psi of shape {tuple(shape + self.event_shape)} (draws and "
