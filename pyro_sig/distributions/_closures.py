@@ -1,8 +1,9 @@
-"""Rows of data that a transform of noise closes over: as many draws would be paired with them."""
+"""Rows of data that a function of draws closes over: as many draws would be paired with them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -12,9 +13,13 @@ from pyro_sig._functions import tensors_closed_over
 from pyro_sig._program_run import modules_run
 from pyro_sig._random_state import preserved_random_state
 
-__all__ = ["THROUGH_INPUTS", "check_closure", "fixed_tensors"]
+__all__ = ["ROWS_OF_CONDITIONAL", "THROUGH_INPUTS", "check_closure", "fixed_tensors"]
 
 THROUGH_INPUTS = "what it depends on besides the noise goes through `inputs`"
+ROWS_OF_CONDITIONAL = (
+    "what differs between rows goes into psi through Implicit(inputs=), or psi is a site of its "
+    "own, which SIG_ELBO sums out"
+)
 
 _INDEX_TYPES = (torch.int32, torch.int64)
 
@@ -35,61 +40,65 @@ def fixed_tensors(transform: object, size: int | None = None) -> list[Tensor]:
 
 
 def check_closure(
-    transform: Callable[..., Tensor],
-    noise: Tensor,
+    name: str,
+    function: Callable[..., Any],
+    draws: Tensor,
     num_sample_dims: int,
     shape: torch.Size,
-    event_shape: torch.Size,
+    shape_of: Callable[[Any], torch.Size],
+    remedy: str,
 ) -> None:
-    """Notices that draws of noise are paired with the rows of a tensor that is closed over.
+    """Notices that draws are paired with the rows of a tensor that is closed over.
 
     The batch dimensions are left alone: there a draw for each row is what is wanted.
 
-    :param transform: a function of the noise alone, which has taken this noise.
-    :param torch.Tensor noise: of shape ``[*shape, *noise_event_shape]``.
+    :param str name: the argument's name.
+    :param function: a function of the draws alone, which has taken these.
+    :param torch.Tensor draws: of shape ``[*shape, *event_shape]``.
     :param int num_sample_dims: how many leftmost dimensions are draws.
     :param shape: sample and batch shape.
-    :param event_shape: what the transform returns of one draw.
+    :param shape_of: the same of what the function returns.
+    :param str remedy: what to do instead.
     :raises ValueError: if it does so.
     """
     for dim in range(num_sample_dims):
         size = shape[dim]
         if size == 1:
             continue
-        rows = fixed_tensors(transform, size)
+        rows = fixed_tensors(function, size)
         if not rows:
             continue
         fewer = 1 if size == 2 else 2
-        if noise.device.type != "cpu":  # where an index past the end is the end of the process
-            indices = [x for x in tensors_closed_over(transform) if x.dtype in _INDEX_TYPES]
+        if draws.device.type != "cpu":  # where an index past the end is the end of the process
+            indices = [x for x in tensors_closed_over(function) if x.dtype in _INDEX_TYPES]
             fewer = max([fewer, *(int(x.max()) + 1 for x in indices if x.numel())])
         if fewer >= size:
             continue
         # Rows fit neither fewer draws nor more. A slice of atoms fits fewer, a statistic of the
         # draws more.
         with torch.no_grad():
-            fits = _fits(transform, noise.narrow(dim, 0, fewer), shape, event_shape, dim)
-        if not fits and not _fits(transform, torch.cat([noise] * 2, dim), shape, event_shape, dim):
+            fits = _fits(function, draws.narrow(dim, 0, fewer), shape, shape_of, dim)
+        if not fits and not _fits(function, torch.cat([draws] * 2, dim), shape, shape_of, dim):
             raise ValueError(
-                f"`transform` must take any number of draws, but pairs {size} draws with the "
+                f"`{name}` must take any number of draws, but pairs {size} draws with the "
                 f"{size} rows of a tensor of shape {tuple(rows[0].shape)} that it closes over: "
-                f"{THROUGH_INPUTS}"
+                f"{remedy}"
             )
 
 
 def _fits(
-    transform: Callable[..., Tensor],
-    noise: Tensor,
+    function: Callable[..., Any],
+    draws: Tensor,
     shape: torch.Size,
-    event_shape: torch.Size,
+    shape_of: Callable[[Any], torch.Size],
     dim: int,
 ) -> bool:
-    """Tells whether the transform takes that many draws, and leaves no other trace."""
+    """Tells whether the function takes that many draws, and leaves no other trace."""
     with preserved_random_state(), modules_run(), poutine.block():
         try:
-            psi = transform(noise)
+            result = function(draws)
         except RuntimeError:
             return False
         except (IndexError, ValueError):  # an index of draws, a statistic of too few
             return True
-    return psi.shape == (*shape[:dim], noise.shape[dim], *shape[dim + 1 :], *event_shape)
+    return shape_of(result) == (*shape[:dim], draws.shape[dim], *shape[dim + 1 :])

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from pyro.distributions import constraints as pyro_constraints
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from pyro_sig._arguments import describe
 from pyro_sig._functions import call
+from pyro_sig.distributions._closures import ROWS_OF_CONDITIONAL, check_closure, fixed_tensors
 
 __all__ = [
     "component_log_prob",
@@ -25,15 +26,21 @@ __all__ = [
 
 
 def run_conditional(
-    conditional: Callable[[Tensor], Distribution], psi: Tensor, psi_event_dim: int
+    conditional: Callable[[Tensor], Distribution],
+    psi: Tensor,
+    psi_event_dim: int,
+    mixed: bool = False,
 ) -> Distribution:
     """Runs a conditional and checks that psi's leading dimensions are its batch shape.
 
     :param callable conditional: psi -> distribution.
     :param torch.Tensor psi: of shape ``[*batch, *psi_event_shape]``.
     :param int psi_event_dim: number of event dimensions of one psi.
+    :param bool mixed: whether the leftmost dimension of psi is mixed over, so that a psi belongs to
+        no row.
     :return: a distribution of batch shape ``[*batch]``.
-    :raises ValueError: if it is no distribution or has another batch shape.
+    :raises ValueError: if it is no distribution or has another batch shape, or pairs psi that are
+        mixed over with rows of a tensor that it closes over.
 
     Example::
 
@@ -42,13 +49,25 @@ def run_conditional(
         >>> run_conditional(lambda psi: dist.Normal(psi, 1.0), torch.zeros(3), 0).batch_shape
         torch.Size([3])
     """
-    components = call("conditional", conditional, psi)
+    try:
+        components = call("conditional", conditional, psi)
+    except RuntimeError as error:
+        if type(error) is not RuntimeError or not fixed_tensors(conditional):
+            raise
+        raise ValueError(
+            f"`conditional` must take psi of shape {tuple(psi.shape)}, but raised: {error}: "
+            f"{ROWS_OF_CONDITIONAL}"
+        ) from error
     if not isinstance(components, Distribution):
         raise ValueError(
             f"`conditional` must return a Distribution, returned {describe(components)}"
         )
     batch_shape = psi.shape[: psi.dim() - psi_event_dim]
     if components.batch_shape == batch_shape:
+        if mixed and not isinstance(conditional, nn.Module):
+            check_closure(
+                "conditional", conditional, psi, 1, batch_shape, _batch_shape, ROWS_OF_CONDITIONAL
+            )
         return components
     extra = len(components.batch_shape) - len(batch_shape)
     hint = ""
@@ -57,10 +76,17 @@ def run_conditional(
             f": the dimensions {tuple(components.batch_shape[len(batch_shape) :])} would make a "
             f"product of marginals; end the conditional with .to_event({extra})"
         )
+        rows = components.batch_shape[len(batch_shape) :].numel()
+        if fixed_tensors(conditional, rows):
+            hint += f", unless they are rows of data: {ROWS_OF_CONDITIONAL}"
     raise ValueError(
         f"`conditional` must return a distribution of batch_shape {tuple(batch_shape)} for psi of "
         f"shape {tuple(psi.shape)}, was {tuple(components.batch_shape)}{hint}"
     )
+
+
+def _batch_shape(law: Distribution) -> torch.Size:
+    return law.batch_shape
 
 
 def mixture_support(components: Distribution) -> constraints.Constraint:

@@ -78,7 +78,7 @@ class FixedMixture(TorchDistribution):
         self.conditional = conditional
         self.psi_event_dim = psi_event_dim
         self.chunk_size = chunk_size
-        self.components = run_conditional(conditional, psi, psi_event_dim)
+        self.components = run_conditional(conditional, psi, psi_event_dim, mixed=True)
         super().__init__(
             self.components.batch_shape[1:],
             self.components.event_shape,

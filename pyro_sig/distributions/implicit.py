@@ -198,8 +198,13 @@ class Implicit(TorchDistribution):
             raise self._wrong_shape(psi, shape)
         if not self.inputs and not isinstance(self.transform, nn.Module):
             num_dims = len(shape) - len(self.batch_shape)
-            check_closure(self.transform, noise, num_dims, shape, self.event_shape)
+            check_closure(
+                "transform", self.transform, noise, num_dims, shape, self._rows_of, THROUGH_INPUTS
+            )
         return psi
+
+    def _rows_of(self, psi: Tensor) -> torch.Size:
+        return psi.shape[: psi.dim() - len(self.event_shape)]
 
     def _remedy(self) -> str:
         if not self.inputs:

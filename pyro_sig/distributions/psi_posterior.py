@@ -163,7 +163,7 @@ def score_psi(
     """
     batch, event = psi.shape[1 : psi.dim() - psi_event_dim], psi.shape[psi.dim() - psi_event_dim :]
     psi = psi.reshape(len(psi), *(1,) * (len(rows) - len(batch)), *batch, *event)
-    components = run_conditional(conditional, psi, psi_event_dim)
+    components = run_conditional(conditional, psi, psi_event_dim, mixed=True)
     value = value.expand(*rows, *components.event_shape)
     if batch.numel() > 1:  # psi of different laws in different rows
         return psi, component_log_prob(components, value).expand(len(psi), *rows)

@@ -154,7 +154,8 @@ class SemiImplicit(TorchDistribution):
         mixing of batch shape ``[N]`` gives each row its own K psi. A mixing without ``rsample``
         gets a score-function gradient, with a leave-one-out baseline.
     :param callable conditional: psi of shape ``[*, *mixing.event_shape]`` -> distribution of
-        batch shape ``[*]``, continuous or discrete.
+        batch shape ``[*]``, continuous or discrete. All rows of data share it: constants of their
+        own, such as known standard errors, go into psi through ``Implicit(inputs=)``.
     :param int num_mixing: number K of fresh psi in ``log_prob``.
     :param bool share_draws: whether all rows meet the same fresh psi. Right, and much faster, for
         sums of logs (SVI). Where the joint density of several rows is one number (importance
@@ -260,12 +261,12 @@ class SemiImplicit(TorchDistribution):
 
     def _draw(self, mixing: Distribution, shape: tuple[int, ...]) -> tuple[Tensor, Distribution]:
         psi = mixing.rsample(shape) if mixing.has_rsample else mixing.sample(shape)
-        return psi, run_conditional(self.conditional, psi, len(mixing.event_shape))
+        return psi, self._components(psi)
 
     def _draw_fresh(self, size: int) -> tuple[Tensor, Distribution]:
         if isinstance(self.mixing, ParticleMixing):
             psi = self.mixing.particles
-            return psi, run_conditional(self.conditional, psi, len(self.mixing.event_shape))
+            return psi, self._components(psi)
         return self._draw(self.mixing, (size,))
 
     def _fresh(self) -> tuple[Tensor, Distribution]:
@@ -280,7 +281,10 @@ class SemiImplicit(TorchDistribution):
 
     def _pushed(self, noise: Tensor) -> tuple[Tensor, Distribution]:
         psi = push_noise(self.mixing, noise)
-        return psi, run_conditional(self.conditional, psi, len(self.mixing.event_shape))
+        return psi, self._components(psi)
+
+    def _components(self, psi: Tensor) -> Distribution:
+        return run_conditional(self.conditional, psi, len(self.mixing.event_shape), mixed=True)
 
     def _first_of_stream(self) -> PsiStream:
         """How the first chunk is drawn, which is the same until a backward pass."""
@@ -680,7 +684,7 @@ class SemiImplicit(TorchDistribution):
         noise = tau.rsample((size or self.num_mixing,))
         mixing = self.mixing.expand(tau.batch_shape)
         psi = push_noise(mixing, noise)
-        components = run_conditional(self.conditional, psi, len(mixing.event_shape))
+        components = self._components(psi)
         scores = component_log_prob(components, value)
         return psi, scores + law.log_prob(noise) - tau.log_prob(noise)
 

@@ -10,7 +10,13 @@ import torch
 from scipy import stats
 from torch.distributions import constraints
 
-from pyro_sig.distributions import Implicit, ParticleMixing, SemiImplicit
+from pyro_sig.distributions import (
+    FixedMixture,
+    Implicit,
+    ParticleMixing,
+    Responsibility,
+    SemiImplicit,
+)
 from pyro_sig.nn import MLP
 
 # Every statistical tolerance is 5 standard errors: it fails one run in 1.7 million.
@@ -516,3 +522,63 @@ def test_an_empty_batch_has_no_scores(options):
 def test_what_methods_refuse(call, match):
     with pytest.raises(ValueError, match=match):
         call(normal_of_vectors(validate_args=True))
+
+
+# ------------------------------------------------------------------- constants of rows in a closure
+
+
+NUM_ROWS = 7
+
+
+def scalar_mixing():
+    return dist.Normal(0.0, 1.0)
+
+
+@pytest.mark.parametrize("num_mixing", [NUM_ROWS, 5])
+@pytest.mark.parametrize("options", [{}, {"chunk_size": NUM_ROWS}, {"backward": Responsibility(3)}])
+def test_constants_of_rows_are_not_paired_with_psi(num_mixing, options):
+    scale = torch.linspace(0.5, 2.0, NUM_ROWS)
+    wide = torch.linspace(0.5, 2.0, 2 * NUM_ROWS).reshape(NUM_ROWS, 2)
+    conditionals = [
+        lambda psi: dist.Normal(psi, scale),
+        lambda psi: dist.Normal(psi.unsqueeze(-1), wide).to_event(1),
+        lambda psi, constants=scale: dist.Normal(psi, constants),
+    ]
+    for conditional in conditionals:
+        with pytest.raises(ValueError, match="`conditional` must .*Implicit.inputs=.*SIG_ELBO"):
+            mixture = SemiImplicit(scalar_mixing(), conditional, num_mixing, **options)
+            mixture.log_prob(torch.zeros(NUM_ROWS))
+
+
+def test_rows_seen_as_an_event_get_a_hint():
+    scale = torch.linspace(0.5, 2.0, NUM_ROWS)
+    with pytest.raises(ValueError, match=r"to_event\(1\), unless they are rows.*Implicit.inputs="):
+        SemiImplicit(scalar_mixing(), lambda psi: dist.Normal(psi.unsqueeze(-1), scale), 5)
+
+
+def test_fixed_mixture_notices_constants_of_rows_too():
+    scale = torch.linspace(0.5, 2.0, NUM_ROWS)
+    with pytest.raises(ValueError, match="`conditional` must take any number of draws"):
+        FixedMixture(torch.zeros(NUM_ROWS), lambda psi: dist.Normal(psi, scale))
+
+
+def test_other_closures_of_a_conditional_are_left_alone():
+    weight = torch.linspace(-1.0, 1.0, NUM_ROWS * NUM_ROWS).reshape(NUM_ROWS, NUM_ROWS)
+    scale = torch.linspace(0.5, 2.0, NUM_ROWS)
+    mixing = dist.Normal(torch.zeros(NUM_ROWS), 1.0).to_event(1)
+    conditionals = [
+        lambda psi: dist.Normal(psi @ weight, scale).to_event(1),
+        lambda psi: dist.MultivariateNormal(psi, scale_tril=torch.eye(NUM_ROWS) + weight.tril(-1)),
+        lambda psi: dist.Normal(psi + weight[2], scale.mean()).to_event(1),
+    ]
+    for conditional in conditionals:
+        mixture = SemiImplicit(mixing, conditional, NUM_ROWS)
+        assert mixture.log_prob(mixture.sample((4,))).shape == (4,)
+
+
+def test_constants_of_rows_of_a_batch_belong_to_their_rows():
+    scale = torch.linspace(0.5, 2.0, NUM_ROWS)
+    mixing = dist.Normal(torch.linspace(-1.0, 1.0, NUM_ROWS), 1.0)  # a law for each row
+    mixture = SemiImplicit(mixing, lambda psi: dist.Normal(psi, scale), NUM_ROWS, False)
+    assert mixture.log_prob(mixture.sample((3,))).shape == (3, NUM_ROWS)
+    assert mixture.rsample().shape == (NUM_ROWS,)
