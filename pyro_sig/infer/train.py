@@ -144,7 +144,8 @@ def train(
     A gradient that is not finite is noticed before an optimiser uses it, at the price of one
     synchronisation for each optimiser; processes that train together notice it by the loss.
     After the run a warning says so if a :class:`~pyro_sig.infer.SIG_ELBO` has too few draws: if
-    four times as many would raise its bound by more than a nat for each row.
+    four times as many would raise its bound by more than a nat for each row, or if that could not
+    be computed.
 
     With `checkpoint`, a run that was killed and is started again, by the same program, goes on
     from its last checkpoint and ends as if it had not been: on one machine with the same number of
@@ -337,7 +338,16 @@ def _warn_of_small_mixing(inference: Any, args: tuple, kwargs: dict[str, Any]) -
     elbo = sig_elbo_of(inference)
     if elbo is None:
         return
-    gap = mixing_gap(inference, *args, **kwargs)
+    try:
+        gap = mixing_gap(inference, *args, **kwargs)
+    except Exception as error:  # out of memory, for instance: a finished run must not end so
+        warnings.warn(
+            f"`num_mixing` is {elbo.num_mixing}; training is complete, but whether that is enough "
+            "could not be checked, since four times as many draws, in "
+            f"`pyro_sig.infer.mixing_gap`, raised {type(error).__name__}: {error}",
+            stacklevel=3,
+        )
+        return
     if gap > 1.0:
         warnings.warn(
             f"`num_mixing` is {elbo.num_mixing}, but four times as many draws would raise the "
