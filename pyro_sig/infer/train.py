@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from pyro.optim.lr_scheduler import PyroLRScheduler
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyro_sig._arguments import check_choice, check_flag, check_integer, describe, refusal
 from pyro_sig.infer._bad_site import find_bad_site
@@ -167,7 +167,8 @@ def train(
     :param callbacks: functions called in turn as ``callback(step, loss, inference)`` after each
         step, with the step number counted from 0 and what the step returned. Raising
         :class:`StopTraining` ends the run; what they return is ignored. A learning-rate schedule
-        of torch among them advances by one.
+        of torch among them advances by one. ``ReduceLROnPlateau`` needs the loss: pass
+        ``lambda step, loss, inference: plateau.step(loss)``, whose state no checkpoint has.
     :param progress: show a bar with the smoothed loss and the learning rate; None does where
         someone watches: on a terminal or in a notebook, not under CI. False is for bars of what
         runs inside too.
@@ -358,6 +359,11 @@ def _warn_of_small_mixing(inference: Any, args: tuple, kwargs: dict[str, Any]) -
 
 
 def _check_callbacks(given: list[Any], callbacks: Any) -> list[Callable[[int, Any, Any], object]]:
+    if any(isinstance(c, ReduceLROnPlateau) for c in given):
+        raise ValueError(
+            "`callbacks` must have no ReduceLROnPlateau, whose step takes the loss, but had one: "
+            "pass `lambda step, loss, inference: plateau.step(loss)`"
+        )
     calls = [_advance(c) if isinstance(c, LRScheduler) else c for c in given]
     if not all(callable(callback) for callback in calls):
         raise refusal("callbacks", "an iterable of callables", callbacks)
