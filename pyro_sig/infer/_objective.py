@@ -38,6 +38,10 @@ __all__ = [
 ]
 
 
+# How many parameters an error message lists.
+_MAX_LISTED = 8
+
+
 class Draw(NamedTuple):
     """Holds one semi-implicit site of a guide's trace.
 
@@ -185,7 +189,8 @@ class InnerNetworks:
 class SemiImplicitObjective(ELBO):
     """Base of the objectives for guides with semi-implicit sites; goes where an ELBO goes.
 
-    A subclass defines :meth:`_surrogate`.
+    A subclass defines :meth:`_surrogate`, and sets ``fits_model = False`` where the gradient is
+    right for the guide alone: a step then refuses a model with parameters to train.
 
     :param int num_particles: draws in each step.
     :param bool vectorize_particles: draw them at once, in a plate around model and guide.
@@ -193,6 +198,8 @@ class SemiImplicitObjective(ELBO):
     """
 
     __repr__ = show_settings
+
+    fits_model = True  # whether the gradient in the model's parameters is that of a likelihood
 
     def __init__(
         self,
@@ -235,8 +242,10 @@ class SemiImplicitObjective(ELBO):
         return model_trace, guide_trace
 
     def _joints(
-        self, model: Callable, guide: Callable, args: tuple, kwargs: dict
+        self, model: Callable, guide: Callable, args: tuple, kwargs: dict, train: bool = False
     ) -> Iterator[Joint]:
+        # A Messenger runs guide and model as one program, whose parameters are not told apart.
+        checks = train and not self.fits_model and not isinstance(poutine.unwrap(guide), Messenger)
         together = self.vectorize_particles and self.num_particles > 1
         if together:
             traces: Any = self._get_traces(model, guide, args, kwargs)
@@ -245,7 +254,25 @@ class SemiImplicitObjective(ELBO):
                 self._get_trace(model, guide, args, kwargs) for _ in range(self.num_particles)
             )
         for model_trace, guide_trace in traces:
+            if checks:
+                self._check_fixed_model(model_trace, guide_trace)
             yield self._joint(model_trace, guide_trace, self.num_particles if together else 1)
+
+    def _check_fixed_model(self, model_trace: Trace, guide_trace: Trace) -> None:
+        """Checks that a step would train the guide alone."""
+        sites: Any = model_trace.nodes
+        given = set(model_trace.param_nodes) - set(guide_trace.param_nodes)
+        names = [name for name in sites if name in given and sites[name]["value"].requires_grad]
+        if names:
+            listed = ", ".join(map(repr, names[:_MAX_LISTED]))
+            more = ", ..." if len(names) > _MAX_LISTED else ""
+            raise ValueError(
+                f"`model` must have no parameters to train under {type(self).__name__}, had "
+                f"{listed}{more}: it fits a guide to a posterior that is given, and its loss is no "
+                "likelihood of the data. Use PathGradient_ELBO, UIVI or Trace_ELBO, or hold the "
+                "model fixed by `requires_grad_(False)` of its networks and of "
+                f"`pyro.param({names[0]!r}).unconstrained()`"
+            )
 
     def _joint(self, model_trace: Trace, guide_trace: Trace, num_particles: int) -> Joint:
         log_target = torch.as_tensor(model_trace.log_prob_sum())
@@ -344,7 +371,7 @@ class SemiImplicitObjective(ELBO):
         :param kwargs: keyword arguments of both.
         """
         with torch.enable_grad():
-            joints = list(self._joints(model, guide, args, kwargs))
+            joints = list(self._joints(model, guide, args, kwargs, train=True))
             loss, surrogate = self._surrogate(joints, train=True)
         return surrogate + (loss - surrogate.detach())
 
@@ -362,7 +389,7 @@ class SemiImplicitObjective(ELBO):
         :param args: arguments of both.
         :param kwargs: keyword arguments of both.
         """
-        joints = list(self._joints(model, guide, args, kwargs))
+        joints = list(self._joints(model, guide, args, kwargs, train=True))
         loss, surrogate = self._surrogate(joints, train=True)
         surrogate.backward()
         self._after_backward(joints)

@@ -24,7 +24,8 @@ class KSIVI(SemiImplicitObjective):
     :math:`s(z \mid \psi) = \nabla_z \log q(z \mid \psi)`: given z the latter has the mean
     :math:`\nabla \log q(z)`, so that no marginal score is needed. Draws are standardised,
     coordinate by coordinate, and the kernel's bandwidth is the median distance. A kernel sees a
-    wrong score where it has draws: modes without draws go unnoticed.
+    wrong score where it has draws: modes without draws go unnoticed. The discrepancy is no
+    likelihood: it trains the guide alone, and the model's parameters must be fixed.
 
     :param str kernel: ``"imq"``, :math:`(1 + r^2 / h^2)^{-1/2}`, or ``"rbf"``,
         :math:`\exp(-r^2 / 2 h^2)`.
@@ -36,7 +37,8 @@ class KSIVI(SemiImplicitObjective):
         True), ``max_plate_nesting``.
     :raises ValueError: for an unknown kernel or statistic, fewer than 2 particles; from a step, if
         the guide has no semi-implicit site, or one is subsampled, scaled or masked, or another
-        site is random.
+        site is random, or the model reads a parameter that requires a gradient and is not the
+        guide's.
 
     Reference: Z. Cheng, L. Yu, T. Xie, S. Zhang and C. Zhang (2024), "Kernel semi-implicit
     variational inference", eq. 10 and 13.
@@ -54,6 +56,7 @@ class KSIVI(SemiImplicitObjective):
         True
     """
 
+    fits_model = False
     guide_learning_rate = 1e-3  # for `fit`: pairs of draws with a narrow conditional are noisy
 
     def __init__(

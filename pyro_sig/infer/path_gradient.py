@@ -77,8 +77,9 @@ class PathGradient_ELBO(SemiImplicitObjective):  # noqa: N801 - Pyro's way to na
 
     The gradient of log q in its own parameters has mean zero and is left out; what remains
     needs the score of q only, which ``score`` estimates. With the exact score the gradient
-    vanishes, draw by draw, where q is the posterior. The loss reported is the semi-implicit bound
-    of :class:`~pyro.infer.Trace_ELBO`, so that objectives can be compared.
+    vanishes, draw by draw, where q is the posterior. Parameters of the model climb the same bound,
+    by the mean of :math:`\nabla_\theta \log p_\theta(x, z)` over the draws. The loss reported is
+    the semi-implicit bound of :class:`~pyro.infer.Trace_ELBO`, so that objectives can be compared.
 
     :param score: a :class:`ScoreEstimator`; by default :class:`MixtureScore`.
     :param kwargs: ``num_particles`` (default 32), ``vectorize_particles`` (default True),

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from pyro.optim.lr_scheduler import PyroLRScheduler
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyro_sig._arguments import check_choice, check_flag, check_integer, describe, refusal
 from pyro_sig.infer._bad_site import find_bad_site
@@ -144,7 +144,8 @@ def train(
     A gradient that is not finite is noticed before an optimiser uses it, at the price of one
     synchronisation for each optimiser; processes that train together notice it by the loss.
     After the run a warning says so if a :class:`~pyro_sig.infer.SIG_ELBO` has too few draws: if
-    four times as many would raise its bound by more than a nat for each row.
+    four times as many would raise its bound by more than a nat for each row, or if that could not
+    be computed.
 
     With `checkpoint`, a run that was killed and is started again, by the same program, goes on
     from its last checkpoint and ends as if it had not been: on one machine with the same number of
@@ -167,7 +168,8 @@ def train(
     :param callbacks: functions called in turn as ``callback(step, loss, inference)`` after each
         step, with the step number counted from 0 and what the step returned. Raising
         :class:`StopTraining` ends the run; what they return is ignored. A learning-rate schedule
-        of torch among them advances by one.
+        of torch among them advances by one. ``ReduceLROnPlateau`` needs the loss: pass
+        ``lambda step, loss, inference: plateau.step(loss)``, whose state no checkpoint has.
     :param progress: show a bar with the smoothed loss and the learning rate; None does where
         someone watches: on a terminal or in a notebook, not under CI. False is for bars of what
         runs inside too.
@@ -338,7 +340,16 @@ def _warn_of_small_mixing(inference: Any, args: tuple, kwargs: dict[str, Any]) -
     elbo = sig_elbo_of(inference)
     if elbo is None:
         return
-    gap = mixing_gap(inference, *args, **kwargs)
+    try:
+        gap = mixing_gap(inference, *args, **kwargs)
+    except Exception as error:  # out of memory, for instance: a finished run must not end so
+        warnings.warn(
+            f"`num_mixing` is {elbo.num_mixing}; training is complete, but whether that is enough "
+            "could not be checked, since four times as many draws, in "
+            f"`pyro_sig.infer.mixing_gap`, raised {type(error).__name__}: {error}",
+            stacklevel=3,
+        )
+        return
     if gap > 1.0:
         warnings.warn(
             f"`num_mixing` is {elbo.num_mixing}, but four times as many draws would raise the "
@@ -349,6 +360,11 @@ def _warn_of_small_mixing(inference: Any, args: tuple, kwargs: dict[str, Any]) -
 
 
 def _check_callbacks(given: list[Any], callbacks: Any) -> list[Callable[[int, Any, Any], object]]:
+    if any(isinstance(c, ReduceLROnPlateau) for c in given):
+        raise ValueError(
+            "`callbacks` must have no ReduceLROnPlateau, whose step takes the loss, but had one: "
+            "pass `lambda step, loss, inference: plateau.step(loss)`"
+        )
     calls = [_advance(c) if isinstance(c, LRScheduler) else c for c in given]
     if not all(callable(callback) for callback in calls):
         raise refusal("callbacks", "an iterable of callables", callbacks)

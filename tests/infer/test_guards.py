@@ -219,6 +219,26 @@ def test_few_draws_are_warned_of():
         train(sig(2), x, 5, progress=False)  # a trial
 
 
+def test_a_run_outlives_a_check_that_cannot_be_made():
+    def program(x):
+        noise = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        scale = pyro.param("scale", torch.tensor(0.1), dist.constraints.positive)
+
+        def transform(eps):
+            if len(eps) > 50:
+                raise RuntimeError("out of memory")
+            return eps
+
+        with pyro.plate("data", len(x)):
+            psi = pyro.sample("psi", Implicit(transform, noise, event_shape=2))
+            pyro.sample("x", dist.Normal(psi, scale).to_event(1), obs=x)
+
+    x = torch.randn(30, 2)
+    with pytest.warns(UserWarning, match=r"`num_mixing` is 50; .*not be checked.*: out of memory"):
+        history = train(sig(50, program), x, 100, progress=False)
+    assert history.num_steps == 100
+
+
 def test_the_gap_is_below_the_true_one():
     # psi ~ N(0, I), x | psi ~ N(psi, s^2 I): log p(x) in closed form.
     pyro.set_rng_seed(1)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -14,6 +15,7 @@ from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from pyro.infer.autoguide.initialization import init_to_value
 from pyro.nn import PyroModule, PyroParam
 from pyro.optim import Adam, ClippedAdam
+from pyro.poutine.guide import GuideMessenger
 from torch import nn
 from torch.distributions import constraints
 from torch.distributions.transforms import AffineTransform, ExpTransform
@@ -435,6 +437,147 @@ def test_the_witness_climbs_to_the_fisher_divergence():
     assert 0.85 * value - error < losses.mean() < value * 1.05 + error
 
 
+# ------------------------------------------------------------------------ parameters of the model
+
+
+class Evidence(Gaussian):
+    """z ~ N(theta, e^2s), x | z ~ N(z, 1), at x = 4; q is the posterior at theta = 0.5, s = 0.2."""
+
+    def __init__(self, particles=False):
+        super().__init__(num_mixing=20)
+        self.data = torch.tensor(4.0, **DOUBLE)
+        self.priors = {"theta": 0.5, "s": 0.2}
+        gain = math.exp(0.4) / (math.exp(0.4) + 1)
+        with torch.no_grad():
+            self.params[0].fill_(0.5 + gain * 3.5)
+            self.params[1].fill_(math.log(0.6 * math.sqrt(gain)))
+            self.params[2].fill_(math.log(0.8 * math.sqrt(gain)))
+        if particles:  # two, with the moments of the normal mixing
+            a, b, _ = (x.detach() for x in self.a_b_c())
+            self.particles = torch.stack([a - b, a + b]).unsqueeze(-1).requires_grad_()
+
+    def guide(self):
+        if not hasattr(self, "particles"):
+            return super().guide()
+        _, _, c = self.a_b_c()
+        mixing = ParticleMixing(self.particles)
+        law = SemiImplicit(mixing, lambda psi: dist.Normal(psi, c).to_event(1), 2)
+        return pyro.sample("z", law)
+
+    def prior(self, name):
+        return pyro.param(name, torch.tensor(self.priors[name], **DOUBLE))
+
+    def model(self):
+        theta, s = self.prior("theta"), self.prior("s")
+        z = pyro.sample("z", dist.Normal(theta.unsqueeze(-1), s.exp()).to_event(1))
+        pyro.sample("x", dist.Normal(z.squeeze(-1), 1.0), obs=self.data)
+
+
+@pytest.mark.parametrize("name", [*PATHS, "PVI"])
+def test_parameters_of_the_model_climb_the_evidence(name):
+    """With the posterior as guide: gradient of -log N(x; theta, e^2s + 1), whatever the score."""
+    pyro.clear_param_store()
+    program = Evidence(particles=name == "PVI")
+    theta, s = (torch.tensor(x, **DOUBLE).requires_grad_() for x in program.priors.values())
+    evidence = dist.Normal(theta, ((2 * s).exp() + 1).sqrt()).log_prob(program.data)
+    truth = torch.stack(torch.autograd.grad(-evidence, [theta, s]))
+    elbo = OBJECTIVES[name](num_particles=500)
+    if name == "PVI":
+        elbo.step_size = 1e-12  # the particles stay where they are
+    grads = []
+    for _ in range(40):
+        elbo.loss_and_grads(program.model, program.guide)
+        stored = [pyro.param(p) for p in program.priors]
+        grads.append(torch.stack([p.grad for p in stored]))
+        for p in stored:
+            p.grad = None
+    grads = torch.stack(grads)
+    error = SIGMAS * grads.std(0) / math.sqrt(40)
+    assert ((grads.mean(0) - truth).abs() <= error).all()
+    assert (error < 0.2 * truth.abs()).all()
+
+
+class Prior(PyroModule):
+    """Parameters of every kind; reads those that are named in ``reads``."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(1, 2)
+        self.scale = PyroParam(torch.tensor(1.0), constraints.positive)
+        self.loc = nn.Parameter(torch.zeros(2))
+        self.reads = ()
+
+    def forward(self):
+        loc, scale = torch.zeros(2), 1.0
+        loc = self.net(torch.ones(1)) if "net" in self.reads else loc
+        loc = loc + self.loc if "loc" in self.reads else loc
+        loc = loc + pyro.param("plain", torch.zeros(2)) if "plain" in self.reads else loc
+        scale = self.scale if "scale" in self.reads else scale
+        pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+
+
+FIXED_MODEL = pytest.mark.parametrize("name", JOINT)
+
+
+@FIXED_MODEL
+@pytest.mark.parametrize("vectorize_particles", [True, False])
+@pytest.mark.parametrize(
+    ("reads", "named"),
+    [("net", r"'net\$\$\$weight', 'net\$\$\$bias'"), *((x, x) for x in ("scale", "plain"))],
+)
+def test_score_objectives_refuse_to_fit_the_model(name, reads, named, vectorize_particles):
+    """A discrepancy between scores is no likelihood."""
+    pyro.clear_param_store()
+    prior, elbo = Prior(), OBJECTIVES[name](vectorize_particles=vectorize_particles)
+    guide = AutoSemiImplicit(prior, find_scale=True)
+    svi = SVI(prior, guide, Adam({"lr": 0.01}), elbo)
+    svi.step()
+    prior.reads = (reads,)  # the second step meets what the first did not
+    message = f"`model` must have no parameters to train under {name.split()[0]}, had .*{named}"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"{message}.*PathGradient_ELBO, UIVI"):
+            svi.step()
+    with pytest.raises(ValueError, match=message):
+        elbo(prior, guide)()
+    assert math.isfinite(svi.evaluate_loss())  # trains nothing
+
+
+@FIXED_MODEL
+def test_score_objectives_take_parameters_that_are_fixed(name):
+    """By the way that the message names; a parameter that the guide reads too is the guide's."""
+    pyro.clear_param_store()
+    prior = Prior()
+    prior.reads = ("net", "loc", "scale", "plain")
+    auto = AutoSemiImplicit(prior, find_scale=False)
+
+    def guide():
+        pyro.param("plain")
+        return auto()
+
+    prior()
+    fixed = {n: p for n, p in pyro.get_param_store()._params.items() if n != "plain"}
+    for param in fixed:
+        pyro.param(param).unconstrained().requires_grad_(False)
+    before = {n: p.clone() for n, p in fixed.items()}
+    svi = SVI(prior, guide, Adam({"lr": 0.01}), OBJECTIVES[name]())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pyro's, of a network that is fixed
+        history = train(svi, (), 3, progress=False)
+    assert len(history["loss"]) == 3 and len(fixed) == 4
+    assert all(torch.equal(p, before[n]) for n, p in fixed.items())
+
+
+@FIXED_MODEL
+def test_parameters_of_a_guide_that_runs_the_model(name):
+    class Both(GuideMessenger):
+        def get_posterior(self, name, prior):
+            loc = pyro.param("guide's", torch.zeros(2))
+            return SemiImplicit(noise(), lambda psi: dist.Normal(loc + psi, 1.0).to_event(1), 3)
+
+    pyro.clear_param_store()
+    assert math.isfinite(step(OBJECTIVES[name](max_plate_nesting=0), correlated, Both(correlated)))
+
+
 # ----------------------------------------------------------------------- wrappers, plates and scale
 
 ROWS = torch.tensor([True, False, True])
@@ -565,6 +708,58 @@ def test_wrapped_sites_under_joint_objectives(name):
         elbo = OBJECTIVES[name](max_plate_nesting=1)
         losses[layout] = elbo.loss_and_grads(prior, guide)
     assert math.isclose(losses[plate], losses[to_event], rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_amortised_rows_under_joint_objectives(name):
+    """Rows that differ in law are one joint draw too, where all of them are there."""
+    x, losses = torch.tensor([-1.0, 0.0, 2.0], **DOUBLE), {}
+    for layout in (plate, to_event):
+        program = Gaussian()
+
+        def guide(layout=layout, program=program):
+            a, b, c = program.a_b_c()
+            mixing = Implicit(
+                lambda e, x: a * x + b * e, noise(1, **DOUBLE), 1, inputs=x.unsqueeze(-1)
+            )
+            law = SemiImplicit(mixing, lambda psi: dist.Normal(psi.squeeze(-1), c), 5)
+            if layout is to_event:
+                return pyro.sample("z", law.to_event(1))
+            with pyro.plate("rows", 3):
+                return pyro.sample("z", law)
+
+        def prior(layout=layout, program=program):
+            for _, law in layout(program):
+                pyro.sample("z", law)
+
+        torch.manual_seed(1)
+        losses[layout] = OBJECTIVES[name](max_plate_nesting=1).loss_and_grads(prior, guide)
+    assert math.isclose(losses[plate], losses[to_event], rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["AISIVI", "DIVI", "PVI"])
+def test_rows_of_one_law_in_a_subsampled_plate(name):
+    """A network, or particles, for all rows: three of six count twice."""
+    grads = []
+    for size in (3, 6):
+        program = Gaussian()
+        particles = torch.linspace(-1.0, 1.0, 5, **DOUBLE).unsqueeze(-1).requires_grad_()
+
+        def guide(size=size, program=program, particles=particles):
+            law = scalar_law(program)
+            if name == "PVI":
+                law = SemiImplicit(ParticleMixing(particles), law.conditional, 5)
+            with pyro.plate("rows", size, subsample=torch.arange(3)):
+                pyro.sample("z", law)
+
+        def prior(size=size):
+            with pyro.plate("rows", size, subsample=torch.arange(3)):
+                pyro.sample("z", target())
+
+        torch.manual_seed(1)
+        OBJECTIVES[name](max_plate_nesting=1).loss_and_grads(prior, guide)
+        grads.append(program.params[2].grad)
+    assert torch.isclose(grads[1], 2 * grads[0], rtol=1e-9)
 
 
 def cached_conditional(program):

@@ -243,6 +243,20 @@ def test_schedule_of_torch_among_the_callbacks_advances_at_every_step():
     assert dict(history) == {"first": [1.0] * 3, "second": [2.0] * 3}
 
 
+def test_plateau_schedule_of_torch_is_told_the_loss_by_a_callback():
+    optim = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optim, factor=0.5, patience=0)
+    inference = Recorder()
+    with pytest.raises(ValueError, match=r"`callbacks` must have no ReduceLROnPlateau.*lambda"):
+        train(inference, (), 3, callbacks=[plateau], progress=False)
+    assert not inference.calls
+    # What the message says: of the losses 2, 1, 1, 1 the last two do not improve.
+    inference = Recorder([2.0, 1.0, 1.0, 1.0])
+    tell = [lambda step, loss, inference: plateau.step(loss)]
+    train(inference, (), 4, callbacks=tell, progress=False)
+    assert optim.param_groups[0]["lr"] == 0.25
+
+
 def test_plateau_schedule_sees_the_loss():
     optim = pyro.optim.ReduceLROnPlateau(
         {"optimizer": torch.optim.SGD, "optim_args": {"lr": 1e-9}, "factor": 0.1, "patience": 0}
