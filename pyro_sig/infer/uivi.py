@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyro
 import torch
 from pyro.ops.integrator import velocity_verlet
 from torch import Tensor
@@ -12,6 +13,7 @@ from pyro_sig._arguments import check_integer, check_number
 from pyro_sig.distributions.components import (
     component_log_prob,
     run_conditional,
+    without_validation,
 )
 from pyro_sig.distributions.mixing_noise import noise_law, push_noise
 from pyro_sig.infer._objective import Draw, batch_law, real_noise
@@ -68,7 +70,7 @@ class HMCScore(ScoreEstimator):
         :param bool train: whether the step size adapts.
         """
         mixing = batch_law(draw)
-        law = noise_law(mixing)
+        law = without_validation(noise_law(mixing))
         noise = real_noise(draw, "UIVI")
         value = draw.value.detach()
         conditional = draw.distribution.conditional
@@ -80,7 +82,9 @@ class HMCScore(ScoreEstimator):
             return run_conditional(conditional, psi, len(mixing.event_shape))
 
         def energies(noise: Tensor) -> Tensor:
-            return -law.log_prob(noise) - component_log_prob(components(noise), value)
+            # A trajectory may leave the numbers; it is then rejected.
+            with pyro.validation_enabled(False):
+                return -law.log_prob(noise) - component_log_prob(components(noise), value)
 
         def potential(state: dict[str, Tensor]) -> Tensor:
             return energies(state["noise"]).sum()  # rows do not interact: one sum serves all

@@ -296,6 +296,19 @@ def test_chains_of_the_score_keep_their_law_at_large_steps():
     assert error.std() < 5.0  # of scores whose standard deviation is near 3
 
 
+@pytest.mark.parametrize("step_size", [1.0, 1e3, 1e30])
+def test_a_trajectory_that_leaves_the_numbers_is_rejected(step_size):
+    def guide():
+        mixing = Implicit(lambda eps: eps + 0.5 * eps**2, noise(1, **DOUBLE), 1)
+        law = SemiImplicit(mixing, lambda psi: dist.Normal(psi, 0.3).to_event(1), 1)
+        pyro.sample("z", law)
+
+    elbo = PathGradient_ELBO(HMCScore(3, 3, 20, step_size=step_size), num_particles=50)
+    with pyro.validation_enabled(True):
+        draw = next(elbo._joints(Gaussian().model, guide, (), {})).draws[0]
+        assert elbo.score(draw, False).isfinite().all()
+
+
 def test_path_gradient_vanishes_draw_by_draw_at_the_posterior():
     program = Gaussian()
     a, log_b, log_c = program.params
