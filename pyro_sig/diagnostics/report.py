@@ -198,7 +198,8 @@ def report(
     :param guide: its guide, or a list of independently trained guides; or None with ``posterior``.
     :param args: arguments of ``model`` and ``guide``.
     :param num_samples: draws of each guide, at least 50; k-hat and evidence take five times
-        as many.
+        as many, in five tails of which k-hat is the median. :func:`~pyro_sig.infer.fit` looks at
+        one tail of 2,000 draws, and may say something else.
     :param posterior: draws in place of a guide's, such as
         ``mcmc.get_samples(group_by_chain=True)``: of shape ``[draws, *]`` or
         ``[chains, draws, *]``.
