@@ -14,6 +14,7 @@ from pyro.optim import ClippedAdam
 
 from pyro_sig.diagnostics import SBC, ReportLine, _report_checks, _report_fit, _report_page, report
 from pyro_sig.distributions import Implicit, SemiImplicit
+from pyro_sig.infer import AutoLocalSemiImplicit, train
 
 NAMES = ["evidence", "k-hat", "chains", "LOO", "predictive", "PIT", "prior", "reference", "SBC"]
 SIZE = 40
@@ -328,6 +329,28 @@ def test_a_plate_that_subsamples():
         patch.setattr(_report_fit.ReportedFit, "check_predictive", lambda self: judgement)
         wrong = report(model, guide, **options)
     assert wrong.overall.startswith("Bad: do not believe this model (see predictive). Nothing")
+
+
+def test_a_guide_of_mini_batches_is_judged_on_whole_plates():
+    """An autoguide keeps the plates of its first call, unless `create_plates` makes them."""
+
+    def rows(data, batch_size=None):
+        return pyro.plate("row", len(data), subsample_size=batch_size or len(data))
+
+    def model(data, batch_size=None):
+        with rows(data, batch_size) as index:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=data[index])
+
+    pyro.clear_param_store()
+    guide = AutoLocalSemiImplicit(
+        model, encoder=lambda data, _=None: data.unsqueeze(-1), create_plates=rows
+    )
+    svi = SVI(model, guide, ClippedAdam({"lr": 0.01}), Trace_ELBO())
+    train(svi, (NOISE[:6], 2), num_steps=2, progress=False)
+    options = {"num_samples": 50, "num_mixing": 10, "seed": 0, "quiet": True}
+    lines = by_name(report(model, guide, NOISE[:6], **options))
+    assert "effective share" in lines["k-hat"].value and "at K = 1" in lines["evidence"].value
 
 
 @pytest.mark.parametrize("misspelt", [False, True])
