@@ -144,7 +144,17 @@ class Runner:
         nesting = self.sites.max_plate_nesting
         plate = pyro.plate(_VECTORIZING_PLATE, self.num_draws, dim=-nesting - 1)
         values = {name: self._spread(name, value) for name, value in given.items()}
-        yield self.call.trace(poutine.condition(plate(program), values))
+        try:
+            trace = self.call.trace(poutine.condition(plate(program), values))
+        except NotImplementedError:  # what cannot be drawn from, in turn neither
+            raise
+        except (RuntimeError, ValueError, IndexError) as error:  # mostly shapes
+            raise ValueError(
+                "`parallel` must be False, or the programs broadcast under one more plate; was "
+                f"True, and a run for {self.num_draws} draws failed with {type(error).__name__}: "
+                f"{error}"
+            ) from error
+        yield trace
         self._count(self.num_draws)
 
     def _count(self, num_draws: int) -> None:

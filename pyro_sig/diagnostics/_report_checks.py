@@ -39,6 +39,9 @@ _MEAN_OFF, _SD_OFF = (0.1, 0.3), (math.log(1.1), math.log(1.3))
 _NOISE_RATE = 0.01
 _MANY_ROWS = 1000
 
+# What a line has found where its check did not apply, and where it raised.
+NOT_RUN, FAILED = "not run", "failed"
+
 Judgement = tuple[str, str, str]
 
 
@@ -83,10 +86,10 @@ def run_check(name: str, check: Callable[..., Judgement], *args: Any) -> ReportL
     try:
         return ReportLine(name, *check(*args))
     except DoesNotApplyError as reason:
-        return ReportLine(name, "not run", "none", str(reason))
+        return ReportLine(name, NOT_RUN, "none", str(reason))
     except Exception as error:
         message = (str(error).strip().splitlines() or [""])[0]
-        return ReportLine(name, "failed", "look", f"{type(error).__name__}: {message}")
+        return ReportLine(name, FAILED, "look", f"{type(error).__name__}: {message}")
 
 
 def entries_of(arrays: Mapping[str, np.ndarray]) -> Entries:

@@ -174,6 +174,11 @@ class ReportedFit:
         return check_evidence(one.evidence, label)
 
     def _check_weighable(self) -> None:
+        if self.sites.foreign:  # an error, not a bound of what applies: a latent may be misspelt
+            raise ValueError(
+                f"`guide` must draw latents of `model` only, drew {self.sites.foreign[0]!r}, which "
+                "`model` lacks"
+            )
         if not self.sites.guided:
             raise DoesNotApplyError("the guide draws no latent of the model")
         if not self.has_evidence:
@@ -183,7 +188,10 @@ class ReportedFit:
             raise DoesNotApplyError(f"the latent {left[0]!r} is left to the model")
         if self.sites.subsampled:
             plate = next(iter(self.sites.subsampled.values()))
-            raise DoesNotApplyError(f"the plate {plate!r} subsamples")
+            raise DoesNotApplyError(
+                f"the plate {plate!r} subsamples: run model and guide on whole plates; an "
+                "autoguide needs `create_plates` for that"
+            )
         for name in self._without_density:
             raise DoesNotApplyError(f"the site {name!r} has no log_prob")
 

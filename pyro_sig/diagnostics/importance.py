@@ -129,7 +129,8 @@ def _check_weighable(sites: Sites, parallel: bool) -> None:
         name, plate = next(iter(sites.subsampled.items()))
         raise ValueError(
             f"`model` must not subsample, or its weights differ by the choice of rows; was "
-            f"subsampled at {name!r} by the plate {plate!r}; give it no subsample_size here"
+            f"subsampled at {name!r} by the plate {plate!r}; give it no subsample_size here, "
+            "nor the guide: `create_plates` makes the plates of an autoguide whole too"
         )
     if parallel:
         sites.check_parallel()

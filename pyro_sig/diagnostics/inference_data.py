@@ -91,8 +91,9 @@ def to_inference_data(
       expectation a lower bound of the log-likelihood.
     - The weight of a draw with a :class:`~pyro_sig.distributions.SemiImplicit` site of several rows
       is biased unless it was made with ``share_draws=False``: ``log_q`` and ``log_weight`` are then
-      left out, with a warning. A site without a density, such as an
-      :class:`~pyro_sig.distributions.Implicit`, leaves out what would need it.
+      left out, with a warning, as they are where the guide draws what the model lacks. A site
+      without a density, such as an :class:`~pyro_sig.distributions.Implicit`, leaves out what would
+      need it.
 
     Dimensions are named after plates; the event dimensions of a site ``x`` are ``x_dim_0``,
     ``x_dim_1``, ... unless ``dims`` names them. A plate that subsamples has other rows in every
@@ -227,7 +228,8 @@ def to_inference_data(
         left_out = ", ".join(f"{name} (plate {plate})" for name, plate in sites.subsampled.items())
         warnings.warn(
             f"These sites are inside a plate that subsamples, and are left out: {left_out}. "
-            "Run the program on whole plates to export them, and the log-densities of the draws.",
+            "Run the program on whole plates to export them, and the log-densities of the draws; "
+            "an autoguide needs `create_plates` to follow.",
             stacklevel=2,
         )
     used = {
@@ -411,9 +413,10 @@ def _joint_densities(sites: Sites, has_guide: bool, sample_stats: bool) -> tuple
     """Tells whether log p(x, z) and whether log q(z) of the draws can be exported."""
     with_lp = bool(sample_stats and sites.guided and not sites.unscored and not sites.subsampled)
     with_log_q = with_lp and has_guide and not sites.unscored_guide
-    if with_log_q and sites.bias:
-        warnings.warn(
-            f"`sample_stats` goes without log_q and log_weight: {sites.bias}.", stacklevel=3
-        )
+    reason = sites.bias if with_log_q else None
+    if sites.foreign and sample_stats:  # its density would count in log q(z), or a name is misspelt
+        reason = f"`guide` draws {sites.foreign[0]!r}, which `model` lacks"
+    if reason:
+        warnings.warn(f"`sample_stats` goes without log_q and log_weight: {reason}.", stacklevel=3)
         with_log_q = False
     return with_lp, with_log_q

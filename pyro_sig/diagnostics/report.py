@@ -19,6 +19,8 @@ from pyro_sig._progress import Progress
 from pyro_sig.diagnostics._given_draws import Draws
 from pyro_sig.diagnostics._program_sites import Call
 from pyro_sig.diagnostics._report_checks import (
+    FAILED,
+    NOT_RUN,
     ReportLine,
     check_chains,
     entries_of,
@@ -39,6 +41,12 @@ _LEAST_SAMPLES = 50
 _WIDTH = 100
 # Lines whose bad verdict speaks against the model, not against the way it was fitted.
 _OF_THE_MODEL = ("LOO", "predictive", "PIT", "prior")
+# Lines that look at the posterior itself: the others pass draws that are far from it.
+_OF_THE_POSTERIOR = ("evidence", "k-hat", "chains", "reference", "SBC")
+_UNSEEN = (
+    "Nothing looked at the posterior itself: the table says why. Clear the way for k-hat, or pass "
+    "several trained guides, a `reference` or an `sbc`."
+)
 _DPI = 150
 
 
@@ -70,12 +78,24 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """The worst verdict of all lines."""
-        return worst([line.verdict for line in self.lines])
+        """The worst verdict of all lines; not good where none looked at the posterior itself."""
+        found = worst([line.verdict for line in self.lines])
+        return "look" if found == "good" and self._is_unseen else found
+
+    @property
+    def _has_posterior(self) -> bool:
+        return bool(arrays_of(self.data, "posterior"))
+
+    @property
+    def _is_unseen(self) -> bool:
+        """Whether there is a posterior and no line looked at it."""
+        return self._has_posterior and all(
+            line.value in (NOT_RUN, FAILED) for line in self.lines if line.name in _OF_THE_POSTERIOR
+        )
 
     @property
     def overall(self) -> str:
-        """The overall verdict in one sentence."""
+        """The overall verdict in a sentence or two."""
         blamed = [line.name for line in self.lines if line.verdict == self.verdict]
         doubts = [
             f"this {what} (see {', '.join(names)})"
@@ -85,12 +105,14 @@ class Report:
             )
             if names
         ]
-        return {
+        judged = "posterior" if self._has_posterior else "model"
+        sentence = {
             "none": "No check applies.",
-            "good": "Good: no check that applies speaks against this posterior.",
-            "look": f"Look again before believing {' and '.join(doubts)}.",
+            "good": f"Good: no check that applies speaks against this {judged}.",
+            "look": f"Look again before believing {' and '.join(doubts or ['this posterior'])}.",
             "bad": f"Bad: do not believe {' nor '.join(doubts)}.",
         }[self.verdict]
+        return f"{sentence} {_UNSEEN}" if self._is_unseen else sentence
 
     def __repr__(self) -> str:
         margin = max(len(line.name) for line in self.lines) + 2
@@ -163,6 +185,8 @@ def report(
     ==========  ==================================  ==============================================
 
     A check that does not apply says why, and one that fails with which error; the others go on.
+    Where none of evidence, k-hat, chains, reference and SBC ran, nothing looked at the posterior
+    itself, and the overall verdict is "look" at best.
     Posterior predictive p-values use the data twice and are conservative: p = 0.2 is no proof. The
     contraction of a latent is :math:`1 - (w / w_0)^2` with the widths of the central 80 % of
     posterior and prior, for normal laws one less the ratio of variances.
@@ -174,7 +198,8 @@ def report(
     :param guide: its guide, or a list of independently trained guides; or None with ``posterior``.
     :param args: arguments of ``model`` and ``guide``.
     :param num_samples: draws of each guide, at least 50; k-hat and evidence take five times
-        as many.
+        as many, in five tails of which k-hat is the median. :func:`~pyro_sig.infer.fit` looks at
+        one tail of 2,000 draws, and may say something else.
     :param posterior: draws in place of a guide's, such as
         ``mcmc.get_samples(group_by_chain=True)``: of shape ``[draws, *]`` or
         ``[chains, draws, *]``.
@@ -247,9 +272,7 @@ def report(
         else:
             weighed = Weighed([], None, None, None)
             reason = "draws without a guide have no density of their own"
-            weighed.lines = [
-                ReportLine(n, "not run", "none", reason) for n in ("evidence", "k-hat")
-            ]
+            weighed.lines = [ReportLine(n, NOT_RUN, "none", reason) for n in ("evidence", "k-hat")]
         lines = list(weighed.lines)
         for name, check, *given in (
             ("chains", check_chains, data, len(guides), fit.entries("posterior")),

@@ -183,7 +183,7 @@ def sbc(
     independent: thin those of a Markov chain.
 
     :param callable model: a Pyro program with observations. They are drawn anew, so their values
-        do not matter, only their shapes.
+        do not matter, only their shapes; but data of None are no observation.
     :param callable posterior: is given the simulated observations, a dict of tensors by site, and
         returns draws of the latents, a dict of tensors of shape ``[L, *]`` by site, with as many
         draws each time. It may train a guide, but begins with :func:`pyro.clear_param_store` then.
@@ -399,9 +399,10 @@ def _simulate(
         values[name] = site["value"].detach()
         if not bool(torch.isfinite(site["value"]).all()):
             raise ValueError(f"`model` must draw finite values, but {name!r} was not finite")
-    for kind, found in (("observed", observations), ("latent", latents)):
+    hint = ": pass data of the right shape; their values do not matter"
+    for kind, found, remedy in (("observed", observations, hint), ("latent", latents, "")):
         if not found:
-            raise ValueError(f"`model` must have at least one {kind} site, had none")
+            raise ValueError(f"`model` must have at least one {kind} site, had none{remedy}")
     return latents, observations
 
 

@@ -166,6 +166,30 @@ def test_a_latent_that_the_guide_leaves_out():
     assert abs(float(idata["posterior_predictive"]["x"].mean()) - 7) < 0.5
 
 
+@pytest.mark.parametrize("misspelt", [False, True])
+def test_a_guide_that_draws_what_the_model_lacks(misspelt):
+    """The density of that site would stand in log q and not in log p: no weight is exported."""
+
+    def loc_model(data):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=data)
+
+    def exact(data):
+        pyro.sample("loc_" if misspelt else "loc", dist.Normal(data / 2, 0.5**0.5))
+        pyro.sample("c", dist.Normal(0.0, 0.01))
+
+    data = torch.tensor(0.4)
+    with pytest.warns(UserWarning, match="without log_q and log_weight: `guide` draws '(c|loc_)'"):
+        idata = to_inference_data(loc_model, exact, data, num_samples=4)
+    if misspelt:
+        assert "posterior" not in groups_of(idata) and "sample_stats" not in groups_of(idata)
+    else:
+        assert set(idata["posterior"]) == {"loc"} and set(idata["sample_stats"]) == {"lp"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        to_inference_data(loc_model, exact, data, num_samples=4, sample_stats=False)
+
+
 def test_without_a_guide_and_without_observations():
     assert groups_of(to_inference_data(model, None, DATA, num_samples=3)) == {
         "prior",
@@ -233,7 +257,7 @@ def test_sites_in_a_subsampled_plate_are_left_out():
     def loc_guide(data):
         pyro.sample("loc", dist.Normal(0.0, 1.0))
 
-    with pytest.warns(UserWarning, match=r"left out: x \(plate row\)"):
+    with pytest.warns(UserWarning, match=r"left out: x \(plate row\).*`create_plates`"):
         idata = to_inference_data(subsampled, loc_guide, DATA, num_samples=3)
     assert groups_of(idata) == {"posterior", "prior"}
     with (

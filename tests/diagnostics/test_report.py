@@ -14,6 +14,7 @@ from pyro.optim import ClippedAdam
 
 from pyro_sig.diagnostics import SBC, ReportLine, _report_checks, _report_fit, _report_page, report
 from pyro_sig.distributions import Implicit, SemiImplicit
+from pyro_sig.infer import AutoLocalSemiImplicit, train
 
 NAMES = ["evidence", "k-hat", "chains", "LOO", "predictive", "PIT", "prior", "reference", "SBC"]
 SIZE = 40
@@ -219,6 +220,8 @@ def test_no_observations():
     for name in ("evidence", "k-hat", "LOO", "predictive", "PIT"):
         assert lines[name].verdict == "none" and lines[name].text == "no observations"
     assert lines["prior"].verdict == "good"
+    assert found.verdict == "look" and found.overall.startswith("Look again before believing this")
+    assert "Nothing looked at the posterior itself" in found.overall
     assert len(found.plot().axes) == 2
 
 
@@ -248,6 +251,8 @@ def test_a_semi_implicit_generative_model():
     assert "no latent" in lines["k-hat"].text and "no draws" in lines["LOO"].text
     assert lines["predictive"].verdict == lines["PIT"].verdict == "good"
     assert lines["chains"].verdict == lines["prior"].verdict == "none"
+    # There is no posterior that anything could look at.
+    assert found.verdict == "good" and found.overall.endswith("speaks against this model.")
     assert len(found.plot().axes) == 1
     wrong = by_name(report(generative, lambda data: None, 3 * data, **OPTIONS))
     assert wrong["predictive"].verdict == wrong["PIT"].verdict == "bad"
@@ -305,10 +310,76 @@ def test_a_plate_that_subsamples():
     def guide():
         pyro.sample("z", dist.Normal(0.0, 0.15))
 
-    lines = by_name(report(model, guide, **(OPTIONS | {"parallel": False, "num_samples": 60})))
-    for name in ("k-hat", "LOO", "predictive", "PIT"):
+    options = OPTIONS | {"parallel": False, "num_samples": 60}
+    found = report(model, guide, **options)
+    lines = by_name(found)
+    for name in ("LOO", "predictive", "PIT"):
         assert lines[name].text == "the plate 'row' subsamples"
-    assert lines["prior"].verdict == "good"
+    assert "the plate 'row' subsamples" in lines["k-hat"].text
+    assert "`create_plates`" in lines["k-hat"].text
+    # It contracts its prior, and may do so anywhere.
+    assert lines["prior"].verdict == "good" and found.verdict == "look"
+    assert "Nothing looked at the posterior itself" in found.overall
+    assert found.overall in " ".join(repr(found).split())
+    looked = report(model, guide, reference={"z": 0.15 * torch.randn(400)}, **options)
+    assert "Nothing looked" not in looked.overall
+    # Beside a worse verdict on the model it is said too.
+    with pytest.MonkeyPatch.context() as patch:
+        judgement = ("p: mean 0.001", "bad", "new data differ")
+        patch.setattr(_report_fit.ReportedFit, "check_predictive", lambda self: judgement)
+        wrong = report(model, guide, **options)
+    assert wrong.overall.startswith("Bad: do not believe this model (see predictive). Nothing")
+
+
+def test_a_guide_of_mini_batches_is_judged_on_whole_plates():
+    """An autoguide keeps the plates of its first call, unless `create_plates` makes them."""
+
+    def rows(data, batch_size=None):
+        return pyro.plate("row", len(data), subsample_size=batch_size or len(data))
+
+    def model(data, batch_size=None):
+        with rows(data, batch_size) as index:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=data[index])
+
+    pyro.clear_param_store()
+    guide = AutoLocalSemiImplicit(
+        model, encoder=lambda data, _=None: data.unsqueeze(-1), create_plates=rows
+    )
+    svi = SVI(model, guide, ClippedAdam({"lr": 0.01}), Trace_ELBO())
+    train(svi, (NOISE[:6], 2), num_steps=2, progress=False)
+    options = {"num_samples": 50, "num_mixing": 10, "seed": 0, "quiet": True}
+    lines = by_name(report(model, guide, NOISE[:6], **options))
+    assert "effective share" in lines["k-hat"].value and "at K = 1" in lines["evidence"].value
+
+
+@pytest.mark.parametrize("misspelt", [False, True])
+def test_a_guide_that_draws_what_the_model_lacks(misspelt):
+    """The density of that site would count against the guide, and a latent may lack a guide."""
+
+    def guide(dose):
+        pyro.sample("b_" if misspelt else "b", POSTERIOR)
+        pyro.sample("c", dist.Normal(0.0, 0.01))
+
+    found = report(line, guide, DOSE, **OPTIONS)
+    lines = by_name(found)
+    for name in ("evidence", "k-hat"):
+        assert (lines[name].value, lines[name].verdict) == ("failed", "look")
+        assert f"drew '{'b_' if misspelt else 'c'}', which `model` lacks" in lines[name].text
+    assert found.verdict == "look" and "k-hat" in found.overall
+
+
+def test_a_program_that_does_not_broadcast_is_named():
+    def model(group):
+        effect = pyro.sample("effect", dist.Normal(torch.zeros(3, 2), 1.0).to_event(2))
+        with pyro.plate("row", len(group)):
+            pyro.sample("x", dist.Normal(effect[group, 0], 1.0), obs=NOISE)
+
+    def guide(group):
+        pyro.sample("effect", dist.Normal(torch.zeros(3, 2), 1.0).to_event(2))
+
+    with pytest.raises(ValueError, match="`parallel` must be False, or .* one more plate.*500"):
+        report(model, guide, torch.arange(SIZE) % 3, **OPTIONS)
 
 
 def test_masked_data_and_an_improper_prior():

@@ -379,7 +379,10 @@ def infinite():
     ("program", "match"),
     [
         (None, "`model` must be a function or a module, was None"),
-        (without_observations, "`model` must have at least one observed site, had none"),
+        (
+            without_observations,
+            "`model` must have at least one observed site, had none: pass data",
+        ),
         (without_latents, "`model` must have at least one latent site, had none"),
         (subsampling, r"`model` must not subsample.*'row' had 3 of 10 rows"),
         (with_factor, r"`model` must not have factors.*'bonus'"),
