@@ -83,7 +83,8 @@ def evidence_bounds(
 
     The upper bound needs exact and independent draws of the posterior: of a conjugate model, of a
     long Markov chain that was thinned, or the latents that simulated the data. A draw that is
-    only roughly from the posterior gives no bound.
+    only roughly from the posterior gives no bound. Latents that the guide leaves to the model are
+    drawn from their prior: the lower bound holds, and is loose where the data say much about them.
 
     :param callable model: a Pyro program with observations.
     :param callable guide: a Pyro program that samples the model's latents.

@@ -75,6 +75,23 @@ def log_importance_weights(
         >>> log_importance_weights(model, guide, num_samples=2).float()
         tensor([-1.3280, -1.3280])
     """
+    call = Call(args, kwargs)
+    return weigh(model, guide, call, num_samples, num_mixing, parallel, progress)[0]
+
+
+def weigh(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    call: Call,
+    num_samples: int,
+    num_mixing: int | None,
+    parallel: bool,
+    progress: bool | None,
+) -> tuple[Tensor, list[str]]:
+    """Weighs draws as :func:`log_importance_weights` does.
+
+    :return: the weights, and the latents that the guide leaves to the model.
+    """
     check_callable("model", model)
     check_callable("guide", guide)
     check_flag("parallel", parallel)
@@ -82,7 +99,6 @@ def log_importance_weights(
     if num_mixing is not None:
         check_integer("num_mixing", num_mixing, 1)
     refuse_foreign_parameters(guide)
-    call = Call(args, kwargs)
     messenger = nullcontext() if num_mixing is None else OwnDraws(num_mixing)
     parts = []
     bar = Progress(progress, 2 * num_samples, "weights")  # a run of either program for each
@@ -105,7 +121,7 @@ def log_importance_weights(
         raise ValueError(
             "`guide` must have a positive density where it draws, had log-density minus infinity"
         )
-    return log_weights
+    return log_weights, sites.left
 
 
 def _check_weighable(sites: Sites, parallel: bool) -> None:

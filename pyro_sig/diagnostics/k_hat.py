@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pyro_sig._arguments import check_integer, check_tensor
 from pyro_sig._progress import Progress
-from pyro_sig.diagnostics.importance import log_importance_weights
+from pyro_sig.diagnostics._program_sites import Call
+from pyro_sig.diagnostics.importance import weigh
 from pyro_sig.diagnostics.pareto import k_hat_verdict, pareto_k_hat
 
 __all__ = ["KHat", "effective_share", "k_hat"]
@@ -24,11 +25,14 @@ class KHat(NamedTuple):
     :param values: the tail index of each repeat, shape ``[R]``.
     :param effective_share: effective sample size of all weights together, as a share of the draws:
         one for the exact posterior.
+    :param left: the latents that the guide leaves to the model. With any, the numbers judge the
+        guide and the prior of these together, as a proposal.
     """
 
     k_hat: float
     values: Tensor
     effective_share: float
+    left: tuple[str, ...] = ()
 
     @property
     def spread(self) -> tuple[float, float]:
@@ -38,7 +42,13 @@ class KHat(NamedTuple):
     @property
     def verdict(self) -> str:
         """What may be done with the draws, in a few words."""
-        return k_hat_verdict(self.k_hat, self.effective_share)
+        verdict = k_hat_verdict(self.k_hat, self.effective_share)
+        if self.left:
+            verdict += (
+                f"; this judges the guide and the prior of {self.left[0]!r} together, which is "
+                "left to the model"
+            )
+        return verdict
 
     def __repr__(self) -> str:
         low, high = self.spread
@@ -71,7 +81,7 @@ def k_hat(
     those of every row and draw its own: k-hat judges the density as it is estimated, and too few
     psi make it worse. Latents that the guide leaves to the model, such as implicit sites, are drawn
     from their prior: then k-hat judges the prior as their proposal, and is bad where the data say
-    much about them, whatever the guide of the others is worth.
+    much about them, whatever the guide of the others is worth; the verdict says so.
 
     :param callable model: a Pyro program with observations.
     :param callable guide: a Pyro program that samples the model's latents.
@@ -109,19 +119,12 @@ def k_hat(
     repeats = []
     with Progress(progress, num_repeats, "k-hat") as bar:
         for _ in range(num_repeats):
-            repeats.append(
-                log_importance_weights(
-                    model,
-                    guide,
-                    *args,
-                    num_samples=num_samples,
-                    num_mixing=num_mixing,
-                    parallel=parallel,
-                    **kwargs,
-                )
+            log_weights, left = weigh(
+                model, guide, Call(args, kwargs), num_samples, num_mixing, parallel, None
             )
+            repeats.append(log_weights)
             bar.update()
-    return summarise_weights(torch.stack(repeats))
+    return summarise_weights(torch.stack(repeats))._replace(left=tuple(left))
 
 
 def summarise_weights(log_weights: Tensor) -> KHat:

@@ -12,7 +12,7 @@ from pyro.poutine.trace_struct import Trace
 
 from pyro_sig._random_state import preserved_random_state
 
-__all__ = ["find_bad_site"]
+__all__ = ["describe_bad_site", "find_bad_site"]
 
 
 @torch.no_grad()
@@ -35,7 +35,7 @@ def find_bad_site(inference: Any, args: tuple, kwargs: dict[str, Any]) -> str | 
                     continue
                 run = program if drawn is None else poutine.replay(program, trace=drawn)
                 trace = poutine.trace(run).get_trace(*args, **kwargs)
-                if found := _first(trace, name):
+                if found := describe_bad_site(trace, name):
                     return found
                 drawn = trace
         except Exception:  # a diagnosis must not hide what it diagnoses
@@ -43,7 +43,13 @@ def find_bad_site(inference: Any, args: tuple, kwargs: dict[str, Any]) -> str | 
     return None
 
 
-def _first(trace: Trace, program: str) -> str | None:
+def describe_bad_site(trace: Trace, program: str) -> str | None:
+    """Describes the first such site of a trace.
+
+    :param Trace trace: of a program.
+    :param str program: which one it is.
+    :return: None if there is none.
+    """
     for name, site in trace.nodes.items():
         if site["type"] == "param" and not _finite(site["value"]):
             return f"the parameter {name!r} of the {program} is not finite"

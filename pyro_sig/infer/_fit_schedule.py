@@ -21,6 +21,7 @@ _FINAL_RATE = 0.01  # relative to the first
 # loss counts as level: two standard errors or this many nats.
 _WINDOW = 0.1
 _LEVEL = 5e-3
+_LEAST_WINDOW = 50  # losses without which a window's error is not known
 _LAST_FIRST_PHASE = 0.5
 _AVERAGED = 0.5  # share of the cooling over which iterates are averaged
 _FIRST_POWER = 0.1
@@ -30,6 +31,7 @@ _PLACE = (
     "progress",
     "cooling_from",
     "level",
+    "judged",
     "_window",
     "_window_from",
     "_last_window",
@@ -48,6 +50,7 @@ class Schedule:
         self.progress = 0.0
         self.cooling_from: float | None = None
         self.level = False
+        self.judged = False  # whether there were two windows to compare
         self._window: list[float] = []
         self._window_from = 0.0
         self._last_window: list[float] | None = None
@@ -137,8 +140,9 @@ class Schedule:
 
     def _is_level(self) -> bool:
         before, now = self._last_window, self._window
-        if before is None or min(len(before), len(now)) < 50:
+        if before is None or min(len(before), len(now)) < _LEAST_WINDOW:
             return False
+        self.judged = True
         old, new = torch.tensor(before).double(), torch.tensor(now).double()
         # A few diverging draws must not hide the trend: trim a hundredth on either side.
         old, new = (x.sort().values[len(x) // 100 : len(x) - len(x) // 100] for x in (old, new))

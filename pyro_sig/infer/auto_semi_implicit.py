@@ -12,12 +12,15 @@ import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.initialization import init_to_median
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from pyro_sig._arguments import check_choice, check_flag, check_integer, check_number, check_sizes
 from pyro_sig._functions import check_callable
 from pyro_sig.distributions import Implicit, LowRankAffine, SemiImplicit, TriangularAffine
+from pyro_sig.infer._bad_site import describe_bad_site
+from pyro_sig.infer._check_programs import check_start
 from pyro_sig.infer._guide_parts import (
     WholeSetUp,
     check_scored,
@@ -25,7 +28,7 @@ from pyro_sig.infer._guide_parts import (
     location_scale_network,
 )
 from pyro_sig.infer._potential import unconstrained_log_density
-from pyro_sig.infer.find_scale import ScaleReport, find_scale
+from pyro_sig.infer.find_scale import NoStartError, ScaleReport, find_scale
 
 __all__ = ["AutoSemiImplicit"]
 
@@ -35,6 +38,9 @@ _MAX_FULL = 300
 # Starting points near the origin, tried for location and scale.
 _NUM_NEAR = 6
 _NUM_SUMMARY_DRAWS = 10_000
+_NO_SEARCH = ScaleReport(
+    "no search: the model draws what is hidden from this guide", math.nan, math.nan, 0, 0, 0, 0
+)
 
 
 class AutoSemiImplicit(WholeSetUp, AutoContinuous):
@@ -66,10 +72,13 @@ class AutoSemiImplicit(WholeSetUp, AutoContinuous):
     :param float init_scale: standard deviation of every unconstrained latent, where the search
         for the scale starts.
     :param bool find_scale: whether to search for location and scale; without it they are the
-        initial location and ``init_scale``.
+        initial location and ``init_scale``. So they are where the model draws something of its
+        own, such as a latent that :func:`pyro.poutine.block` hides for another guide or for
+        :class:`SIG_ELBO`: a search would meet one draw of it.
     :ivar scale_report: what the search found, after the first call.
     :raises ValueError: for a discrete latent, one without a density under ``find_scale=True``, an
-        unknown covariance, or sizes below 1.
+        unknown covariance, or sizes below 1; before the search, for a site that cannot be scored,
+        or in another shape than that of its plates.
 
     References: M. Yin and M. Zhou (2018), "Semi-Implicit Variational Inference".
 
@@ -147,17 +156,12 @@ class AutoSemiImplicit(WholeSetUp, AutoContinuous):
         loc, scale_tril = init_loc, self.init_scale * torch.eye(dim).to(init_loc)
         if self.find_scale:
             check_scored(self.prototype_trace)
-            log_density = unconstrained_log_density(
-                self._given_model[0], self._unpack_latent, args, kwargs
-            )
-            # The user's start may be a draw from a very wide prior: the origin and points near it
-            # are tried as well.
-            generator = torch.Generator().manual_seed(0)
-            near = 4 * torch.rand(_NUM_NEAR, dim, generator=generator).to(init_loc) - 2
-            starts = torch.stack([init_loc, torch.zeros_like(init_loc), *near])
-            loc, scale_tril, self.scale_report = find_scale(
-                log_density, starts, init_scale=self.init_scale
-            )
+            trace, is_random = check_start(self._given_model[0], self.prototype_trace, args, kwargs)
+            if is_random:
+                # One draw of what this guide does not know would be searched as if it were known.
+                self.scale_report = _NO_SEARCH
+            else:
+                loc, scale_tril, self.scale_report = self._search(init_loc, trace, args, kwargs)
         self.register_buffer("loc", loc)
         if self.covariance == "full":
             self.register_buffer("scale_tril", scale_tril)
@@ -167,6 +171,26 @@ class AutoSemiImplicit(WholeSetUp, AutoContinuous):
         if self.covariance == "low_rank":
             self._init_factor(scale_tril)
         self.network = location_scale_network(self.noise_dim, self.hidden_dims, dim, init_loc)
+
+    def _search(
+        self, init_loc: Tensor, trace: Trace, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, ScaleReport]:
+        log_density = unconstrained_log_density(
+            self._given_model[0], self._unpack_latent, args, kwargs
+        )
+        # The user's start may be a draw from a very wide prior: the origin and points near it
+        # are tried as well.
+        generator = torch.Generator().manual_seed(0)
+        near = 4 * torch.rand(_NUM_NEAR, self.latent_dim, generator=generator).to(init_loc) - 2
+        starts = torch.stack([init_loc, torch.zeros_like(init_loc), *near])
+        try:
+            return find_scale(log_density, starts, init_scale=self.init_scale)
+        except NoStartError as error:
+            found = describe_bad_site(trace, "model") or "that or its gradient is not"
+            raise ValueError(
+                f"`model` must have a finite log-density at the start of the guide, but {found}; "
+                "if data are not at fault, pass another `init_loc_fn`"
+            ) from error
 
     def _check_store(self) -> None:
         store = pyro.get_param_store()

@@ -29,7 +29,8 @@ class ScaleReport(NamedTuple):
     r"""Says what :func:`find_scale` did.
 
     :param str method: where the answer is from: ``"initial point"``, ``"L-BFGS path"``,
-        ``"score matching"`` or ``"several modes"``.
+        ``"score matching"`` or ``"several modes"``; or why a guide did not search, with bounds
+        that are NaN and counts of 0.
     :param float elbo: estimated evidence lower bound of the Gaussian found, or of the mixture of
         those of several modes, in nats.
     :param float initial_elbo: the same at the initial location with unit scale; may be minus
@@ -60,6 +61,10 @@ class ScaleReport(NamedTuple):
 _MODE_GAP = 5.0
 _MODE_SEPARATION = 2.5
 _MAX_MODES = 8
+
+
+class NoStartError(ValueError):
+    """The log-density or its gradient is finite at no start."""
 
 
 class _Target:
@@ -290,9 +295,8 @@ def _best_on_paths(
                 best = _Best(*candidate, elbo, "L-BFGS path")
         found.append(best)
     if not found:
-        raise ValueError(
-            "`log_density` and its gradient must be finite at `init_loc`, were not; start "
-            "elsewhere (for a guide: another `init_loc_fn`)"
+        raise NoStartError(
+            "`log_density` and its gradient must be finite at `init_loc`, were not; start elsewhere"
         )
     found.sort(key=lambda each: -each.elbo)
     return found, target.elbo(starts[0], init_scale * eye, noise), length

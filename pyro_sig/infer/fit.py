@@ -22,6 +22,7 @@ from pyro_sig._progress import Progress
 from pyro_sig.diagnostics import effective_share, log_importance_weights, pareto_k_hat
 from pyro_sig.diagnostics.pareto import k_hat_verdict
 from pyro_sig.infer._batches import Arguments
+from pyro_sig.infer._check_programs import check_programs
 from pyro_sig.infer._fit_schedule import Average, Schedule, tempered
 from pyro_sig.infer._mapped_elbo import MappedELBO
 from pyro_sig.infer._potential import unconstrained_log_density
@@ -47,9 +48,10 @@ class Fit(NamedTuple):
     :param guide: the trained guide.
     :param history: the losses; see :class:`History`.
     :param float loss: mean loss over the end of training: for an evidence bound, its negative.
-    :param bool converged: whether the loss was level before the learning rate was lowered.
+    :param bool converged: whether the loss was level before the learning rate was lowered; False
+        too where there were too few steps to tell, as with a budget below 500.
     :param float k_hat: Pareto tail index of the importance weights of 2,000 draws, or NaN
-        where it could not be computed.
+        where it could not be computed, or the guide leaves a latent to the model.
     :param str report: what was done, in a few lines.
 
     Example::
@@ -120,9 +122,11 @@ def fit(
         there is none, and False raises if there is one.
     :param kwargs: keyword arguments of the model.
     :return: guide, history, convergence, k-hat and a report.
-    :raises ValueError: if an argument is out of range, the model has latents that are discrete
-        or without a density, or the folder holds another run, or one with another budget, annealing
-        or time limit.
+    :raises ValueError: if an argument is out of range; if the model has latents that are discrete
+        or without a density, a site that cannot be scored or has another shape than its plates, or
+        a log-density that is not finite where the guide begins; if the guide draws what is no
+        latent of the model; or if the folder holds another run, or one with another budget,
+        annealing or time limit.
     :raises NonFiniteLossError: if a loss is NaN or infinite.
 
     Example::
@@ -153,6 +157,7 @@ def fit(
     with Progress(progress, 1, "scale") as bar, torch.no_grad(), poutine.block():
         guide(*args, **kwargs)  # finds the scale
         bar.update()
+    left = check_programs(model, guide, args, kwargs)
     loss = _default_loss(model, guide, args, kwargs) if loss is None else loss
     schedule = Schedule(budget, max_seconds, annealing, start)
     optim = pyro.optim.LambdaLR(
@@ -184,12 +189,12 @@ def fit(
     history.stopped = schedule.finished
     ending.average.restore()
     with Progress(progress, 1, "k-hat") as bar:
-        k_hat, share, reason = _k_hat(model, guide, args, kwargs)
+        k_hat, share, reason = _k_hat(model, guide, args, kwargs, left)
         bar.update()
     values = next(iter(history.values()))
     final = values[-max(1, len(values) // 10) :]
     mean = sum(final) / len(final)
-    report = _report(guide, history, mean, schedule.level, k_hat, share, reason)
+    report = _report(guide, history, mean, schedule, k_hat, share, reason)
     return Fit(guide, history, mean, schedule.level, k_hat, report)
 
 
@@ -355,8 +360,11 @@ def _k_hat(
     guide: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    left: list[str],
 ) -> tuple[float, float, str]:
     """The tail index and the effective share of draws; NaN and the reason if there are none."""
+    if left:  # weights would judge its prior as a proposal
+        return math.nan, math.nan, f"the latent {left[0]!r} is left to the model"
     try:
         if isinstance(guide, AutoContinuous):
             frames = _plates(model, guide, args, kwargs)
@@ -382,7 +390,7 @@ def _report(
     guide: Callable[..., Any],
     history: History,
     loss: float,
-    converged: bool,
+    schedule: Schedule,
     k_hat: float,
     share: float,
     reason: str,
@@ -390,15 +398,17 @@ def _report(
     lines = []
     scale = getattr(guide, "scale_report", None)
     if scale is not None:
-        lines.append(
-            f"scale: {scale.method} ({scale.num_modes}), Gaussian bound {scale.elbo:.4g}, "
+        found = (
+            f" ({scale.num_modes}), Gaussian bound {scale.elbo:.4g}, "
             f"{scale.num_evaluations} evaluations"
         )
-    state = (
-        "level before cooling"
-        if converged
-        else "NOT level when cooling began: give it more steps or time"
-    )
+        lines.append(f"scale: {scale.method}{found if scale.num_evaluations else ''}")
+    if schedule.level:
+        state = "level before cooling"
+    elif schedule.judged:
+        state = "NOT level when cooling began: give it more steps or time"
+    else:
+        state = "too few to tell whether it was level when cooling began"
     lines.append(f"loss: {loss:.5g} after {history.num_steps} steps, {state}")
     if math.isnan(k_hat):
         lines.append(f"k-hat: none, {reason}")

@@ -130,6 +130,9 @@ def test_latents_that_the_guide_leaves_to_the_model_cancel():
     def guide():
         pyro.sample("z", dist.Normal(0.3, 1.0))
 
+    found = k_hat(model, guide, num_samples=50, num_repeats=1, parallel=True, progress=False)
+    assert found.left == ("y",)
+    assert "the guide and the prior of 'y' together, which is left to the model" in repr(found)
     weights = log_importance_weights(model, guide, num_samples=3000, parallel=True).exp()
     evidence = dist.Normal(0.0, math.sqrt(3)).log_prob(torch.tensor(1.0)).exp()
     assert abs(weights.mean() - evidence) < 5 * weights.std() / math.sqrt(3000)

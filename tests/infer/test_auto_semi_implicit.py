@@ -24,7 +24,7 @@ from pyro.nn import PyroModule
 from pyro.optim import Adam, ClippedAdam
 
 from pyro_sig.diagnostics import log_importance_weights
-from pyro_sig.distributions import Implicit
+from pyro_sig.distributions import Implicit, SemiImplicit
 from pyro_sig.infer import AutoSemiImplicit
 
 SIGMAS = 5.0  # one failure in 1.7 million
@@ -349,15 +349,75 @@ def test_a_model_with_parameters_trains_them():
     assert not any("Model" in name for name, _ in guide.named_parameters())  # not a submodule
 
 
-def test_a_random_model_is_searched_with_frozen_noise():
+def no_search(guide):
+    report = guide.scale_report
+    return report.method.startswith("no search: the model draws") and not report.num_evaluations
+
+
+def test_a_random_model_is_not_searched():
+    """One draw of its noise would be taken for the density."""
+
     def model():
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         jitter = 0.1 * torch.randn(())
         pyro.sample("y", dist.Normal(z + jitter, 0.5), obs=torch.tensor(1.0))
 
+    init = init_to_value(values={"z": torch.tensor(0.7)})
+    guide = AutoSemiImplicit(model, init_loc_fn=init, init_scale=0.3)
+    guide()
+    assert no_search(guide)
+    assert guide.loc.item() == pytest.approx(0.7)
+    assert guide.scale_tril.item() == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("subsample_size", [None, 10])
+@pytest.mark.parametrize("hide", [[], ["local"]])
+def test_hidden_latents_are_not_frozen_at_a_draw_of_their_prior(subsample_size, hide):
+    """The pairing of AutoGuideList and of SIG_ELBO; a subsample is no reason not to search."""
+    y = torch.randn(30) + 3.0
+
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", 30, subsample_size=subsample_size) as rows:
+            scale = 1.0
+            if hide:
+                scale = pyro.sample("local", dist.LogNormal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, scale), obs=y[rows])
+
+    guide = AutoSemiImplicit(poutine.block(model, hide=hide))
+    guide()
+    assert no_search(guide) == bool(hide)
+
+
+def test_a_density_that_is_estimated_is_searched():
+    """The noise of the fresh psi is no draw of the model's own."""
+
+    def model():
+        mixing = dist.Normal(0.0, 1.0)
+        z = pyro.sample("z", SemiImplicit(mixing, lambda psi: dist.Normal(psi, 1.0), 50))
+        pyro.sample("y", dist.Normal(z, 0.5), obs=torch.tensor(1.0))
+
     guide = AutoSemiImplicit(model)
     guide()
-    assert abs(guide.loc.item() - 0.8) < 0.5 and guide.scale_report.elbo > -3
+    assert not no_search(guide) and guide.scale_report.num_evaluations > 0
+
+
+def test_sites_in_another_shape_than_their_plates_are_refused_before_the_search():
+    guide = AutoSemiImplicit(conjugate)
+    for _ in range(2):  # a failed set-up is not taken for finished
+        with pytest.raises(ValueError, match='plate for every dimension.*at site "y"'):
+            guide(Y[:, None])
+    guide(Y)
+
+
+def test_an_observed_site_without_a_density():
+    def model():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        law = Implicit(lambda e: e, dist.Normal(0.0, 1.0))
+        pyro.sample("y", law, obs=torch.tensor(1.0))
+
+    with pytest.raises(ValueError, match="density at every site.*'y': pass find_scale=False"):
+        AutoSemiImplicit(model)()
 
 
 # ------------------------------------------------------------------------------ beside other guides
@@ -496,7 +556,7 @@ def test_a_model_without_a_density_at_every_start():
 
     guide = AutoSemiImplicit(model)
     for _ in range(2):
-        with pytest.raises(ValueError, match="must be finite at `init_loc`"):
+        with pytest.raises(ValueError, match="finite log-density at the start.*site 'never'"):
             guide()
 
 

@@ -7,11 +7,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import Trace_ELBO
-from pyro.infer.autoguide import AutoNormal
+from pyro import poutine
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
+from pyro.infer.autoguide import AutoNormal, AutoNormalMessenger
 
 from pyro_sig.distributions import Implicit, SemiImplicit
-from pyro_sig.infer import AutoSemiImplicit, PathGradient_ELBO, fit
+from pyro_sig.infer import AutoSemiImplicit, PathGradient_ELBO, fit, no_guide
+from pyro_sig.infer._check_programs import check_programs
 from pyro_sig.nn import MLP
 
 SIGMAS = 5.0  # one failure in 1.7 million
@@ -182,7 +184,7 @@ def test_a_limit_that_is_over_at_once():
 def test_a_small_budget(budget):
     result = fit(conjugate, Y, budget=budget, progress=False)
     assert result.history.num_steps == budget
-    assert not result.converged and "NOT level" in result.report
+    assert not result.converged and "too few to tell whether it was level" in result.report
     assert result.guide.median()["z"].isfinite()
 
 
@@ -195,7 +197,7 @@ def test_not_converged_while_the_loss_still_falls():
         pyro.sample("z", dist.Normal(loc, 1.0))
 
     result = fit(model, guide=guide, loss=Trace_ELBO(), budget=600, progress=False)
-    assert not result.converged
+    assert not result.converged and "NOT level" in result.report
     assert result.history.num_steps == 600
 
 
@@ -218,6 +220,24 @@ def test_the_global_state_stays_but_for_parameters():
 
 
 # --------------------------------------------------------------------------------------- the k-hat
+
+
+def test_no_k_hat_where_a_latent_is_left_to_the_model():
+    """The weights would judge the prior of `k` as a proposal, and the guide by it."""
+
+    @config_enumerate
+    def mixture(y):
+        loc = pyro.sample("loc", dist.Normal(0.0, 2.0))
+        with pyro.plate("data", len(y)):
+            k = pyro.sample("k", dist.Bernoulli(0.5))
+            pyro.sample("y", dist.Normal(loc + k, 0.5), obs=y)
+
+    guide = AutoSemiImplicit(poutine.block(mixture, hide=["k"]))
+    loss = TraceEnum_ELBO(max_plate_nesting=1)
+    result = fit(mixture, Y, guide=guide, loss=loss, budget=3, progress=False)
+    assert math.isnan(result.k_hat)
+    assert "k-hat: none, the latent 'k' is left to the model" in result.report
+    assert "scale: no search: the model draws what is hidden" in result.report
 
 
 def test_no_k_hat_under_subsampling_and_it_says_why():
@@ -267,6 +287,85 @@ def test_k_hat_tells_a_guide_that_is_too_narrow():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         fit(conjugate, Y, progress=False, **arguments)
+
+
+def observing(law):
+    """A model of one latent whose data have this law, given the latent."""
+
+    def model(y):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", law(z + torch.zeros(len(y))), obs=y)
+
+    return model
+
+
+def normal(z):
+    return dist.Normal(z, 0.5)
+
+
+def bernoulli(z):
+    return dist.Bernoulli(logits=z)
+
+
+@pytest.mark.parametrize("guide", [None, AutoNormal])
+@pytest.mark.parametrize(
+    ("law", "y", "message"),
+    [
+        # Against a law of shape [4] they make a density of [4, 4], and a posterior of it.
+        (normal, Y[:, None], r'at site "y", invalid log_prob shape\n.*\n*.*\[4, 4\]'),
+        (normal, Y.numpy(), "that of site 'y' cannot be had for an array of float32"),
+        (normal, torch.cat([Y, torch.tensor([math.nan])]), "site 'y'"),
+        (bernoulli, Y > 0, "that of site 'y' cannot be had for a torch.bool tensor"),
+        (bernoulli, (Y > 0) + 1.0, "that of site 'y' .* within the support"),
+    ],
+)
+def test_data_that_the_model_cannot_score_are_named(law, y, message, guide):
+    model = observing(law)
+    with pytest.raises(ValueError, match="`model` must have .*" + message):
+        fit(model, y, guide=guide and guide(model), budget=3, progress=False)
+
+
+def test_a_density_that_is_not_finite_is_named():
+    def guide(y):
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+    def model(y):
+        pyro.factor("wall", pyro.sample("z", dist.Normal(0.0, 1.0)) - math.inf)
+
+    with pytest.raises(ValueError, match="finite log-density at the draws of `guide`.*'wall'"):
+        fit(model, Y, guide=guide, budget=3, progress=False)
+
+
+def test_without_validation_shapes_are_not_looked_at():
+    with pyro.validation_enabled(False):
+        result = fit(observing(normal), Y[:, None], budget=3, progress=False)
+    assert result.history.num_steps == 3
+
+
+def test_a_guide_of_another_model_is_refused():
+    def guide(y):
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+        pyro.sample("helper", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+        pyro.sample("foreign", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match="`guide` must draw latents of `model`.*'foreign'"):
+        fit(conjugate, Y, guide=guide, budget=3, progress=False)
+
+
+def test_a_look_at_the_programs_draws_no_random_numbers():
+    guide = AutoNormal(conjugate)
+    guide(Y)
+    before = torch.get_rng_state()
+    assert check_programs(conjugate, guide, (Y,), {}) == []
+    assert check_programs(conjugate, no_guide, (Y,), {}) == ["z"]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_guide_that_runs_the_model_itself():
+    guide = AutoNormalMessenger(conjugate)
+    result = fit(conjugate, Y, guide=guide, loss=Trace_ELBO(), budget=3, progress=False)
+    assert result.history.num_steps == 3
 
 
 def test_a_discrete_latent():
