@@ -1,5 +1,6 @@
 """fit: closed-form posteriors, several fits, guides and losses, limits, the report, bad input."""
 
+import itertools
 import math
 import time
 
@@ -164,15 +165,14 @@ def test_another_autoguide():
 # ------------------------------------------------------------------------------------------ limits
 
 
-def test_the_clock_stops_it():
-    start = time.perf_counter()
-    result = fit(conjugate, Y, max_seconds=1.5, progress=False)
-    # The k-hat at the end is not in the limit.
-    assert 1.0 < time.perf_counter() - start < 10.0
-    # How much of it is left for training after the set-up is the machine's affair.
-    assert 0 < result.history.seconds < 3.0
-    assert result.history.num_steps > 0
-    assert result.history.num_steps > 1
+def test_the_clock_stops_it(monkeypatch):
+    clock = itertools.count(step=0.01)  # seconds: a machine's own may stand still for long
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    result = fit(conjugate, Y, max_seconds=2.0, progress=False)
+    taken = next(clock)
+    # The k-hat at the end is not in the limit; a step looks at the clock a few times.
+    assert 2.0 < taken < 2.5
+    assert 10 < result.history.num_steps < 200
 
 
 def test_a_limit_that_is_over_at_once():
