@@ -179,6 +179,7 @@ def test_bounds_of_pyro(program, name):
 
 
 @pytest.mark.parametrize("name", [name for name in OWN_ELBOS if name not in REFUSED])
+@pytest.mark.filterwarnings("ignore:`model` has parameters that train")  # two are no likelihood
 def test_semi_implicit_objectives(program, name):
     contract(
         program, svi(program, program.model, program.guide, own_elbo(name)), {"model", "guide"}
@@ -325,6 +326,7 @@ def test_vae_gan(program, name):
 
 
 @pytest.mark.parametrize("name", [*PYRO_ELBOS, *(n for n in OWN_ELBOS if n not in REFUSED)])
+@pytest.mark.filterwarnings("ignore:`model` has parameters that train")
 def test_any_bound_beside_the_critic(program, name):
     elbo = PYRO_ELBOS[name](num_particles=2) if name in PYRO_ELBOS else own_elbo(name)
     gan = program.gan(elbo=elbo, guide=program.guide, elbo_weight=0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -190,7 +191,7 @@ class SemiImplicitObjective(ELBO):
     """Base of the objectives for guides with semi-implicit sites; goes where an ELBO goes.
 
     A subclass defines :meth:`_surrogate`, and sets ``fits_model = False`` where the gradient is
-    right for the guide alone: a step then refuses a model with parameters to train.
+    right for the guide alone: a step then warns of a model with parameters to train.
 
     :param int num_particles: draws in each step.
     :param bool vectorize_particles: draw them at once, in a plate around model and guide.
@@ -214,6 +215,7 @@ class SemiImplicitObjective(ELBO):
             vectorize_particles=vectorize_particles,
         )
         self.inner: dict[str, InnerNetworks] = {}
+        self._warned = False
 
     # --------------------------------------------------------------------------------------- traces
 
@@ -245,7 +247,8 @@ class SemiImplicitObjective(ELBO):
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict, train: bool = False
     ) -> Iterator[Joint]:
         # A Messenger runs guide and model as one program, whose parameters are not told apart.
-        checks = train and not self.fits_model and not isinstance(poutine.unwrap(guide), Messenger)
+        checks = train and not (self.fits_model or self._warned)
+        checks = checks and not isinstance(poutine.unwrap(guide), Messenger)
         together = self.vectorize_particles and self.num_particles > 1
         if together:
             traces: Any = self._get_traces(model, guide, args, kwargs)
@@ -255,23 +258,25 @@ class SemiImplicitObjective(ELBO):
             )
         for model_trace, guide_trace in traces:
             if checks:
-                self._check_fixed_model(model_trace, guide_trace)
+                self._warn_of_parameters(model_trace, guide_trace)
             yield self._joint(model_trace, guide_trace, self.num_particles if together else 1)
 
-    def _check_fixed_model(self, model_trace: Trace, guide_trace: Trace) -> None:
-        """Checks that a step would train the guide alone."""
+    def _warn_of_parameters(self, model_trace: Trace, guide_trace: Trace) -> None:
+        """Warns once if a step trains more than the guide."""
         sites: Any = model_trace.nodes
         given = set(model_trace.param_nodes) - set(guide_trace.param_nodes)
         names = [name for name in sites if name in given and sites[name]["value"].requires_grad]
-        if names:
+        if names and not self._warned:
+            self._warned = True
             listed = ", ".join(map(repr, names[:_MAX_LISTED]))
             more = ", ..." if len(names) > _MAX_LISTED else ""
-            raise ValueError(
-                f"`model` must have no parameters to train under {type(self).__name__}, had "
-                f"{listed}{more}: it fits a guide to a posterior that is given, and its loss is no "
-                "likelihood of the data. Use PathGradient_ELBO, UIVI or Trace_ELBO, or hold the "
-                "model fixed by `requires_grad_(False)` of its networks and of "
-                f"`pyro.param({names[0]!r}).unconstrained()`"
+            warnings.warn(
+                f"`model` has parameters that train, {listed}{more}, but {type(self).__name__} "
+                "fits a guide to a posterior that is given: its loss is no likelihood of the data, "
+                "and takes the model away from them. Use PathGradient_ELBO, UIVI or Trace_ELBO, or "
+                "hold the model fixed by `requires_grad_(False)` of its networks and of "
+                f"`pyro.param({names[0]!r}).unconstrained()`",
+                stacklevel=2,
             )
 
     def _joint(self, model_trace: Trace, guide_trace: Trace, num_particles: int) -> Joint:

@@ -25,7 +25,7 @@ class KSIVI(SemiImplicitObjective):
     :math:`\nabla \log q(z)`, so that no marginal score is needed. Draws are standardised,
     coordinate by coordinate, and the kernel's bandwidth is the median distance. A kernel sees a
     wrong score where it has draws: modes without draws go unnoticed. The discrepancy is no
-    likelihood: it trains the guide alone, and the model's parameters must be fixed.
+    likelihood: hold the model's parameters fixed, or it warns.
 
     :param str kernel: ``"imq"``, :math:`(1 + r^2 / h^2)^{-1/2}`, or ``"rbf"``,
         :math:`\exp(-r^2 / 2 h^2)`.
@@ -37,8 +37,8 @@ class KSIVI(SemiImplicitObjective):
         True), ``max_plate_nesting``.
     :raises ValueError: for an unknown kernel or statistic, fewer than 2 particles; from a step, if
         the guide has no semi-implicit site, or one is subsampled, scaled or masked, or another
-        site is random, or the model reads a parameter that requires a gradient and is not the
-        guide's.
+        site is random.
+    :raises UserWarning: once, if the model reads a parameter that trains and is not the guide's.
 
     Reference: Z. Cheng, L. Yu, T. Xie, S. Zhang and C. Zhang (2024), "Kernel semi-implicit
     variational inference", eq. 10 and 13.

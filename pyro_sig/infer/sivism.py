@@ -39,8 +39,7 @@ class SIVISM(SemiImplicitObjective):
     The best f is the difference of the scores, and the value there
     :math:`\mathbb{E}_q \|\nabla \log p - \nabla \log q\|^2`. Draws are standardised by
     their running mean and covariance. The weights of far modes do not enter a score: they go
-    unnoticed. The divergence is no likelihood: it trains the guide alone, and the model's
-    parameters must be fixed.
+    unnoticed. The divergence is no likelihood: hold the model's parameters fixed, or it warns.
 
     :param hidden_dims: sizes of the hidden layers of f.
     :param int inner_steps: steps of f for each step of the guide, on the same draws.
@@ -48,8 +47,8 @@ class SIVISM(SemiImplicitObjective):
     :param kwargs: ``num_particles`` (default 64), ``vectorize_particles`` (default True),
         ``max_plate_nesting``.
     :raises ValueError: for numbers below 1; from a step, if the guide has no semi-implicit site, or
-        one is subsampled, scaled or masked, or another site is random, or the model reads a
-        parameter that requires a gradient and is not the guide's.
+        one is subsampled, scaled or masked, or another site is random.
+    :raises UserWarning: once, if the model reads a parameter that trains and is not the guide's.
 
     Reference: L. Yu and C. Zhang (2023), "Semi-implicit variational inference via score matching",
     eq. 8.
