@@ -121,7 +121,11 @@ class Cycle:
     def _begin(self) -> None:
         if self._tracked:
             generators = [g.get_state() for g in self._generators()]
-            self._begun = {"random_state": random_state(), "generators": generators}
+            self._begun = {
+                "random_state": random_state(),
+                "generators": generators,
+                "epochs": self._epochs(),
+            }
         self._iterator = iter(self._batches)
         self._consumed = 0
 
@@ -133,7 +137,9 @@ class Cycle:
 
     def state_dict(self) -> dict[str, Any]:
         data = {} if self._fingerprint() is None else {"data": self._data}
-        return {"consumed": self._consumed, "begun": self._begun, **data}
+        # A callback may have set the epoch of the pass that comes next.
+        epochs = self._epochs()
+        return {"consumed": self._consumed, "begun": self._begun, "epochs": epochs, **data}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         _check_data(self._fingerprint(), state.get("data"))
@@ -142,6 +148,7 @@ class Cycle:
         for generator, saved in zip(self._generators(), state["begun"]["generators"], strict=True):
             generator.set_state(saved)
         set_random_state(state["begun"]["random_state"])
+        self._set_epochs(state["begun"]["epochs"])
         self._begin()
         assert self._iterator is not None
         for _ in range(state["consumed"]):
@@ -153,6 +160,30 @@ class Cycle:
                     f"of it, had {self._consumed}"
                 ) from None
             self._consumed += 1
+        self._set_epochs(state["epochs"])
+
+    def _epochs(self) -> list[int]:
+        return [sampler.epoch for sampler in self._epoch_samplers()]
+
+    def _set_epochs(self, epochs: list[int]) -> None:
+        for sampler, epoch in zip(self._epoch_samplers(), epochs, strict=True):
+            sampler.set_epoch(epoch)
+
+    def _epoch_samplers(self) -> list[Any]:
+        """Those whose order is that of their epoch, as a DistributedSampler's."""
+        return [
+            holder
+            for holder in (self._batches, *self._samplers())
+            if callable(getattr(holder, "set_epoch", None))
+            and isinstance(getattr(holder, "epoch", None), int)
+        ]
+
+    def _samplers(self) -> list[Any]:
+        """Those of a DataLoader, outermost first."""
+        loader: Any = self._batches
+        samplers = [getattr(loader, name, None) for name in ("sampler", "batch_sampler")]
+        samplers += [getattr(samplers[1], "sampler", None)]
+        return list({id(sampler): sampler for sampler in samplers}.values())
 
     def _fingerprint(self) -> str | None:
         """That of tensors which are there to be looked at, as those of a TensorDataset are."""
@@ -164,8 +195,6 @@ class Cycle:
 
     def _generators(self) -> list[torch.Generator]:
         """Those of a DataLoader and its samplers."""
-        loader: Any = self._batches
-        samplers = [getattr(loader, name, None) for name in ("sampler", "batch_sampler")]
-        samplers += [getattr(samplers[1], "sampler", None)]
-        found = [getattr(holder, "generator", None) for holder in (loader, *samplers)]
+        holders = (self._batches, *self._samplers())
+        found = [getattr(holder, "generator", None) for holder in holders]
         return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())

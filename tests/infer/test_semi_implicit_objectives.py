@@ -547,7 +547,7 @@ def test_score_objectives_warn_where_they_train_the_model(name, reads, named, ve
     svi.step()
     prior.reads = (reads,)  # the second step meets what the first did not
     assert math.isfinite(svi.evaluate_loss())  # trains nothing
-    message = f"`model` has parameters that train, {named}.*{name.split()[0]} fits a guide"
+    message = f"`model` has parameters that train, .*{named}.*{name.split()[0]} fits a guide"
     with pytest.warns(UserWarning, match=rf"{message}.*PathGradient_ELBO, UIVI"):
         svi.step()
     svi.step()  # once is enough

@@ -10,7 +10,7 @@ import torch
 from pyro.infer import SVI, Trace_ELBO, TraceGraph_ELBO
 from pyro.infer.autoguide import AutoLowRankMultivariateNormal
 from pyro.nn import PyroModule
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from pyro_sig.adversarial import GAN, PsiView, penalties
 from pyro_sig.checkpoint import CheckpointError, CheckpointWarning
@@ -262,6 +262,44 @@ def test_the_order_of_the_data_goes_on(batches, killed_at, tmp_path):
     with pytest.raises(Killed):
         run(gan_si, tmp_path, killed_at, batches)
     assert_same(run(gan_si, tmp_path, None, batches, seed=5), whole)
+
+
+@pytest.mark.parametrize("killed_at", [5, 7, 8, 9, 10])  # passes of 4 batches, saved every 4 steps
+@pytest.mark.parametrize("every", [3, 4])
+def test_the_epoch_of_a_sampler_goes_on(killed_at, every, tmp_path):
+    """The order of a DistributedSampler is that of its epoch, which a callback sets."""
+
+    def run(folder, killed_at):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        sampler = DistributedSampler(DATA, num_replicas=1, rank=0)
+        loader = DataLoader(DATA, batch_size=5, sampler=sampler)
+        seen = []
+
+        def shuffle(step, loss, inference):
+            sampler.set_epoch((step + 1) // len(loader))
+            if step == killed_at:
+                raise Killed
+
+        def model(x):
+            seen.append(x.clone())
+            law = dist.Normal(pyro.param("loc", torch.zeros(2)), 1.0)
+            pyro.sample("x", law.expand(x.shape).to_event(2), obs=x)
+
+        svi = SVI(model, lambda x: None, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+        options = {"progress": False, "checkpoint": folder, "every": every, "check_training": False}
+        try:
+            train(svi, loader, 16, callbacks=[shuffle], **options)
+        except Killed:
+            pass
+        return seen, pyro.param("loc").detach().clone()
+
+    whole, loc = run(None, None)
+    run(tmp_path, killed_at)
+    rest, again = run(tmp_path, None)
+    last = 16 - killed_at // every * every
+    assert all(torch.equal(a, b) for a, b in zip(whole[-last:], rest[-last:], strict=True))
+    assert torch.equal(loc, again)
 
 
 def test_schedules_of_torch_go_on(tmp_path):
