@@ -357,9 +357,11 @@ def _check_arguments(
     elif isinstance(guide, (list, tuple)):
         guides = list(guide)
         if not guides or not all(is_function(one) for one in guides):
+            of_fit = is_function(getattr(guide, "guide", None))
+            remedy = f": pass the guide of the {type(guide).__name__}, its `.guide`"
             raise ValueError(
                 "`guide` must hold at least one callable where it is a sequence, held "
-                f"{describe(guides)}"
+                f"{describe(guides)}{remedy if of_fit else ''}"
             )
         if len({id(one) for one in guides}) < len(guides):
             raise ValueError(

@@ -3,6 +3,7 @@ import subprocess
 import sys
 import types
 import warnings
+from collections import namedtuple
 
 import numpy as np
 import pyro
@@ -437,6 +438,10 @@ def test_bad_arguments():
         ValueError, match=r"`guide` must be a function, a module or None,.*, was .*torch"
     ):
         to_inference_data(model, DATA)
+    # As `fit` returns its guide, among other things.
+    fitted = namedtuple("Fit", ["guide", "loss"])(lambda: None, 1.0)
+    with pytest.raises(ValueError, match=r"`guide` must hold .*guide of the Fit, its `.guide`"):
+        to_inference_data(lambda: None, fitted)
     with pytest.raises(ValueError, match=r"`guide` must hold at least one callable.*\[\]"):
         to_inference_data(model, [])
     with pytest.raises(ValueError, match=r"`dims` must name all 2 dimensions of 'z', or the 1"):
