@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -177,7 +178,7 @@ class LowRankAffine(SharedTransform):
     def _inverse(self, y: Tensor) -> Tensor:
         check_like("y", y, (len(self.loc),), self.factor)
         x = (y - self.loc) / self.scale
-        inner = (x @ self.factor).reshape(x.shape[:-1].numel(), self.factor.shape[1])
+        inner = (x @ self.factor).reshape(math.prod(x.shape[:-1]), self.factor.shape[1])
         solved = torch.cholesky_solve(inner.mT, self._small_tril()).mT
         return x - (solved @ self.factor.mT).reshape(x.shape)
 
