@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pyro_sig._arguments import check_instance
+from pyro_sig._arguments import refusal
 from pyro_sig.adversarial._critic_player import CriticPlayer
 from pyro_sig.adversarial._trainer import Stateful, Trainer
 from pyro_sig.adversarial.objectives import Objective
@@ -22,14 +22,16 @@ class CriticTrainer(Trainer):
     A subclass sets ``_critic`` beside ``_program``.
 
     :param autocast: a type for :func:`torch.autocast`, None for none.
-    :raises ValueError: if it is no type.
+    :raises ValueError: for a type other than ``torch.bfloat16`` and ``torch.float16``.
     """
 
     _critic: CriticPlayer
 
     def __init__(self, autocast: torch.dtype | None) -> None:
         super().__init__()
-        check_instance("autocast", autocast, (torch.dtype, type(None)), "a torch dtype or None")
+        # torch.autocast takes other types with a warning, and does nothing.
+        if all(autocast is not kind for kind in (None, torch.bfloat16, torch.float16)):
+            raise refusal("autocast", "torch.bfloat16, torch.float16 or None", autocast)
         self.autocast = autocast
 
     @property

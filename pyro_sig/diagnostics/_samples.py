@@ -32,12 +32,11 @@ _MEDIAN_ROWS = 1000
 def check_samples(
     x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y"), least: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Returns both samples as tensors of two dimensions, one floating dtype, on x's device."""
-    must_be = "a tensor of shape [count, D] or [count] and not empty, of real numbers"
-    x, y = (
-        check_tensor(name, as_tensor(s), must_be, lambda s: s.dim() in (1, 2) and 0 not in s.shape)
-        for name, s in zip(names, (x, y), strict=True)
-    )
+    """Returns both samples as tensors of two dimensions on x's device.
+
+    Their dtype is one, floating and of at least single precision.
+    """
+    x, y = (_check_sample(name, as_tensor(s)) for name, s in zip(names, (x, y), strict=True))
     for name, sample in zip(names, (x, y), strict=True):
         if len(sample) < least:
             raise ValueError(f"`{name}` must have at least {least} rows, had {len(sample)}")
@@ -51,7 +50,15 @@ def check_samples(
     dtype = torch.promote_types(x.dtype, y.dtype)
     if not dtype.is_floating_point:
         dtype = torch.get_default_dtype()
+    dtype = torch.promote_types(dtype, torch.float32)  # torch has no half cdist
     return x.to(dtype), y.to(device=x.device, dtype=dtype)
+
+
+def _check_sample(name: str, sample: Any) -> Tensor:  # noqa: ANN401
+    must_be = "a tensor of shape [count, D] or [count] and not empty, of real numbers"
+    if isinstance(sample, Tensor) and sample.dim() > 2:
+        must_be += f" (pass {name}.flatten(1), or features of it)"
+    return check_tensor(name, sample, must_be, lambda s: s.dim() in (1, 2) and 0 not in s.shape)
 
 
 def distances(x: Tensor, y: Tensor) -> Tensor:

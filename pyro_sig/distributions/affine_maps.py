@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.distributions import Transform, constraints
 
 from pyro_sig._arguments import check_floating, check_like, refusal
 from pyro_sig._show_settings import show_settings
+from pyro_sig.distributions.log_mixture import full_precision
 
 __all__ = ["LowRankAffine", "SharedTransform", "TriangularAffine"]
 
@@ -96,12 +98,13 @@ class TriangularAffine(SharedTransform):
 
     def _call(self, x: Tensor) -> Tensor:
         check_like("x", x, (len(self.loc),), self.scale_tril)
-        return x @ self.scale_tril.mT + self.loc
+        with full_precision(x.device):  # autocast would round a draw, and its inverse with it
+            return x.to(self.loc.dtype) @ self.scale_tril.mT + self.loc
 
     def _inverse(self, y: Tensor) -> Tensor:
         check_like("y", y, (len(self.loc),), self.scale_tril)
         # One solve with all rows as columns: a batched solve would copy the matrix for each row.
-        rows = (y - self.loc).reshape(-1, len(self.loc))
+        rows = (y - self.loc).to(self.scale_tril.dtype).reshape(-1, len(self.loc))
         solved = torch.linalg.solve_triangular(self.scale_tril, rows.mT, upper=False)
         return solved.mT.reshape(y.shape)
 
@@ -149,7 +152,8 @@ class LowRankAffine(SharedTransform):
 
     def _small_tril(self) -> Tensor:
         """Cholesky factor of I + W' W; made at every use, for a graph of its own."""
-        small = self.factor.mT @ self.factor
+        with full_precision(self.factor.device):
+            small = self.factor.mT @ self.factor
         try:
             return torch.linalg.cholesky(small + torch.eye(len(small)).to(small))
         except torch.linalg.LinAlgError as error:  # of what is positive definite by construction
@@ -172,14 +176,17 @@ class LowRankAffine(SharedTransform):
 
     def _call(self, x: Tensor) -> Tensor:
         check_like("x", x, (len(self.loc),), self.factor)
-        return self.loc + self.scale * (x + (x @ self.factor) @ self.factor.mT)
+        with full_precision(x.device):
+            x = x.to(self.factor.dtype)
+            return self.loc + self.scale * (x + (x @ self.factor) @ self.factor.mT)
 
     def _inverse(self, y: Tensor) -> Tensor:
         check_like("y", y, (len(self.loc),), self.factor)
-        x = (y - self.loc) / self.scale
-        inner = (x @ self.factor).reshape(x.shape[:-1].numel(), self.factor.shape[1])
-        solved = torch.cholesky_solve(inner.mT, self._small_tril()).mT
-        return x - (solved @ self.factor.mT).reshape(x.shape)
+        with full_precision(y.device):
+            x = ((y - self.loc) / self.scale).to(self.factor.dtype)
+            inner = (x @ self.factor).reshape(math.prod(x.shape[:-1]), self.factor.shape[1])
+            solved = torch.cholesky_solve(inner.mT, self._small_tril()).mT
+            return x - (solved @ self.factor.mT).reshape(x.shape)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Returns the log-volume, which is the same everywhere.

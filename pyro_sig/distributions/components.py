@@ -76,7 +76,7 @@ def run_conditional(
             f": the dimensions {tuple(components.batch_shape[len(batch_shape) :])} would make a "
             f"product of marginals; end the conditional with .to_event({extra})"
         )
-        rows = components.batch_shape[len(batch_shape) :].numel()
+        rows = math.prod(components.batch_shape[len(batch_shape) :])
         if fixed_tensors(conditional, rows):
             hint += f", unless they are rows of data: {ROWS_OF_CONDITIONAL}"
     raise ValueError(

@@ -80,7 +80,7 @@ class FixedMixture(TorchDistribution):
         self.chunk_size = chunk_size
         self.components = run_conditional(conditional, psi, psi_event_dim, mixed=True)
         super().__init__(
-            self.components.batch_shape[1:],
+            torch.Size(self.components.batch_shape[1:]),
             self.components.event_shape,
             validate_args=validate_args,
         )

@@ -119,7 +119,7 @@ class Implicit(TorchDistribution):
     def own_batch_shape(self) -> torch.Size:
         """Batch shape of noise and inputs, before any expansion: rows that differ in law."""
         if not self.inputs:
-            return self.noise.batch_shape
+            return torch.Size(self.noise.batch_shape)  # some laws of Pyro's have a plain tuple
         inputs = (x.shape[: x.dim() - self.inputs_event_dim] for x in self.inputs)
         return torch.Size(broadcast_shape(self.noise.batch_shape, *inputs))
 

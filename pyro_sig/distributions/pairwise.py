@@ -190,7 +190,7 @@ def _flatten(x: Tensor, num_batch: int, coordinates: torch.Size) -> Tensor:
     if any(size > 1 for size in given):
         x = x.expand(*x.shape[:num_batch], *coordinates, *event)
     given = x.shape[num_batch : num_batch + num_coordinates]
-    return x.reshape(x.shape[:num_batch].numel(), given.numel(), *event)
+    return x.reshape(math.prod(x.shape[:num_batch]), math.prod(given), *event)
 
 
 def pairwise_terms(
@@ -227,7 +227,7 @@ def pairwise_terms(
 def _check_components(components: torch_dist.Distribution, component_dims: int) -> None:
     check_instance("components", components, torch_dist.Distribution, "a Distribution")
     check_integer("component_dims", component_dims, 0, int)
-    if len(components.batch_shape) < component_dims or not components.batch_shape.numel():
+    if len(components.batch_shape) < component_dims or not math.prod(components.batch_shape):
         raise ValueError(
             f"`components` must have a batch_shape with {component_dims} dimensions of components, "
             f"was {tuple(components.batch_shape)}"
@@ -239,6 +239,8 @@ def _terms_and_dtype(
 ) -> tuple[Terms | str, torch.dtype]:
     _check_components(components, component_dims)
     check_tensor("value", value)
+    # No shape is taken for a torch.Size below: zero-inflated laws have a plain tuple, and so does
+    # a tensor whose provenance Pyro tracks, as in render_model.
     event_shape = components.event_shape
     if value.dim() < 1 or value.shape[1:] != event_shape:
         raise ValueError(
@@ -262,6 +264,7 @@ def _terms_and_dtype(
     num_batch = rank - num_coordinates
     coordinates = base.batch_shape[num_batch:]
     num_components = components.batch_shape[:component_dims]
+    total = math.prod(num_components)
     parameters = {}
     found = entry.parameters(base)
     if not isinstance(found, Mapping) or not found.keys() <= entry.event_dims.keys():
@@ -285,16 +288,16 @@ def _terms_and_dtype(
     if not dtype.is_floating_point:
         dtype = torch.get_default_dtype()
     event = value.shape[1 + num_coordinates :]
-    value = value.reshape(len(value), value.shape[1 : 1 + num_coordinates].numel(), *event)
+    value = value.reshape(len(value), math.prod(value.shape[1 : 1 + num_coordinates]), *event)
     working = torch.promote_types(dtype, torch.float32)
-    terms = _separate(entry, parameters, value, num_components.numel(), working)
+    terms = _separate(entry, parameters, value, total, working)
     if isinstance(terms, Terms) and loses_digits(terms):
         value = value.to(torch.float64)
         if entry.location is not None:
             location = parameters[entry.location].to(torch.float64)
             centre = location.detach().mean(0, keepdim=True)
             parameters[entry.location], value = location - centre, value - centre
-        terms = _separate(entry, parameters, value, num_components.numel(), torch.float64)
+        terms = _separate(entry, parameters, value, total, torch.float64)
     return terms, dtype
 
 
@@ -381,7 +384,7 @@ def pairwise_log_prob(
     shape = components.batch_shape[:component_dims]
     if isinstance(terms, str):
         rows = components.batch_shape[component_dims:]
-        if rows.numel() != 1:
+        if math.prod(rows) != 1:
             raise ValueError(
                 f"`components` must have batch_shape [*M, 1, .., 1] with {component_dims} "
                 f"dimensions of M, was {tuple(components.batch_shape)}, and {terms}"
@@ -390,7 +393,7 @@ def pairwise_log_prob(
         log_prob = _in_chunks(
             lambda part: component_log_prob(components, part).reshape(len(part), *shape),
             value,
-            components.batch_shape.numel() * components.event_shape.numel(),
+            math.prod(components.batch_shape + components.event_shape),
         )
         return log_prob.movedim(0, -1)
     with full_precision(value.device):
@@ -449,7 +452,7 @@ def mixture_log_prob(
         dim = len(rows) - len(own)
         scores = without_validation(components).log_prob(value.unsqueeze(dim))
         return scores.logsumexp(dim)
-    flat = value.reshape(rows.numel(), *event_shape)
+    flat = value.reshape(math.prod(rows), *event_shape)
     terms, dtype = _terms_and_dtype(components, flat, 1)
     if isinstance(terms, Terms):
         log_sum = log_mixture(terms.statistics, terms.natural, terms.log_normalizer, chunk_size)
@@ -464,6 +467,6 @@ def mixture_log_prob(
     value = value.permute([*order, *range(len(rows), value.dim())])
     num_rows = math.prod(rows[dim] for dim in order if sizes[dim] == 1)
     value = value.reshape(num_rows, *own, *event_shape)
-    pairs = components.batch_shape.numel() * event_shape.numel()
+    pairs = math.prod(components.batch_shape + event_shape)
     log_sum = _in_chunks(log_sum_of, value, pairs).reshape([rows[dim] for dim in order])
     return log_sum.movedim(tuple(range(len(rows))), tuple(order))

@@ -255,7 +255,9 @@ class SemiImplicit(TorchDistribution):
             call("proposal", proposal, components.sample())  # here, to capture its parameters
         self._support = mixture_support(components)
         self.has_rsample = mixing.has_rsample and components.has_rsample
-        super().__init__(mixing.batch_shape, components.event_shape, validate_args=validate_args)
+        # Some laws of Pyro's have a plain tuple.
+        shapes = torch.Size(mixing.batch_shape), torch.Size(components.event_shape)
+        super().__init__(*shapes, validate_args=validate_args)
 
     # ------------------------------------------------------------------------------- psi and shapes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -341,7 +342,7 @@ class MarginalizeImplicit(Messenger):
             return
         num_plates = int(self.max_plate_nesting)
         component_dims = len(fn.batch_shape) - num_plates
-        if component_dims < 1 or fn.batch_shape[:component_dims].numel() == 1:
+        if component_dims < 1 or math.prod(fn.batch_shape[:component_dims]) == 1:
             return  # depends on no index
         shape = fn.batch_shape[component_dims:] + fn.event_shape
         _check_shape(name, value, shape)

@@ -19,6 +19,7 @@ from torch.distributions import biject_to
 from pyro_sig._arguments import check_choice, check_flag, check_integer, check_number, check_sizes
 from pyro_sig._functions import check_callable
 from pyro_sig.distributions import Implicit, LowRankAffine, SemiImplicit, TriangularAffine
+from pyro_sig.distributions.log_mixture import full_precision
 from pyro_sig.infer._bad_site import describe_bad_site
 from pyro_sig.infer._check_programs import check_start
 from pyro_sig.infer._guide_parts import (
@@ -223,7 +224,9 @@ class AutoSemiImplicit(WholeSetUp, AutoContinuous):
             eye = torch.eye(self.latent_dim).to(self.loc)
             diagonal = nn.functional.softplus(self.tril_offset.diagonal() + math.log(math.e - 1))
             shape = self.tril_offset.tril(-1) + eye * diagonal
-            return TriangularAffine(self.loc, self.scale_tril @ shape, cache_size=1)
+            with full_precision(self.loc.device):
+                scale_tril = self.scale_tril @ shape
+            return TriangularAffine(self.loc, scale_tril, cache_size=1)
         if self.covariance == "low_rank":
             return LowRankAffine(self.loc, self.scale, self.cov_factor)
         return LowRankAffine(self.loc, self.scale, self.loc.new_zeros(self.latent_dim, 0))

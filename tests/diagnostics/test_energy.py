@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from pyro_sig.diagnostics import energy_distance, energy_test
+from pyro_sig.diagnostics import energy_distance, energy_test, mmd, sliced_wasserstein
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -122,3 +122,20 @@ def test_bad_options():
         energy_distance(normal(4), normal(4), unbiased="no")
     with pytest.raises(ValueError, match=r"`unbiased` needs at least 2 rows.*1 and 2"):
         energy_distance(torch.zeros(1), torch.zeros(2), unbiased=True)
+
+
+@pytest.mark.parametrize("statistic", [energy_distance, mmd, sliced_wasserstein])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_widened(statistic, dtype):
+    x = normal(20, 3).to(dtype)
+    y = normal(15, 3, seed=1).to(dtype)
+    assert torch.equal(statistic(x, y), statistic(x.float(), y.float()))
+
+
+@pytest.mark.parametrize("name", ["x", "y"])
+def test_images_are_told_to_be_flattened(name):
+    samples = {"x": normal(4, 8), "y": normal(4, 8), name: normal(4, 2, 2, 2)}
+    with pytest.raises(ValueError, match=rf"`{name}` must be .*{name}\.flatten\(1\), or features"):
+        energy_distance(**samples)
+    samples[name] = samples[name].flatten(1)
+    assert energy_distance(**samples) >= 0

@@ -152,3 +152,20 @@ def test_float32_and_large_locations():
 def test_bad_shapes(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("kind", ["triangular", "low rank"])
+def test_autocast_does_not_round_a_map(kind):
+    torch.manual_seed(0)
+    loc, x = torch.randn(4), torch.randn(6, 4)
+    if kind == "triangular":
+        f = TriangularAffine(loc, torch.randn(4, 4).tril(-1) + torch.eye(4))
+    else:
+        f = LowRankAffine(loc, torch.rand(4) + 0.5, torch.randn(4, 2))
+    y = f(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(f(x), y)
+        torch.testing.assert_close(f.inv(y), x)
+        assert f(x.bfloat16()).dtype == f.inv(y.bfloat16()).dtype == torch.float32
+        volume = f.log_abs_det_jacobian(x, y)
+    torch.testing.assert_close(volume, f.log_abs_det_jacobian(x, y))

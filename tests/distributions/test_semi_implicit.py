@@ -4,15 +4,19 @@ import copy
 import math
 import pickle
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.inspect import get_model_relations
 from scipy import stats
+from torch import nn
 from torch.distributions import constraints
 
 from pyro_sig.distributions import (
     FixedMixture,
     Implicit,
+    LowRankAffine,
     ParticleMixing,
     Responsibility,
     SemiImplicit,
@@ -582,3 +586,73 @@ def test_constants_of_rows_of_a_batch_belong_to_their_rows():
     mixture = SemiImplicit(mixing, lambda psi: dist.Normal(psi, scale), NUM_ROWS, False)
     assert mixture.log_prob(mixture.sample((3,))).shape == (3, NUM_ROWS)
     assert mixture.rsample().shape == (NUM_ROWS,)
+
+
+@pytest.mark.parametrize(
+    "conditional",
+    [
+        lambda psi: dist.ZeroInflatedPoisson(psi[..., 0].exp(), gate_logits=psi[..., 1]),
+        lambda psi: dist.ZeroInflatedNegativeBinomial(
+            3.0, logits=psi[..., 0], gate=torch.tensor(0.3)
+        ),
+        lambda psi: dist.ZeroInflatedDistribution(
+            dist.Poisson(psi[..., 0].exp()), gate_logits=psi[..., 1]
+        ),
+    ],
+)
+@pytest.mark.parametrize("chunk_size", [None, 7])
+def test_a_zero_inflated_conditional(conditional, chunk_size):
+    """Their batch shape is a plain tuple."""
+    torch.manual_seed(0)
+    particles = torch.randn(20, 2)
+    value = torch.tensor([0.0, 1.0, 5.0])
+    scores = conditional(particles.unsqueeze(1).expand(20, 3, 2)).log_prob(value)
+    direct = scores.logsumexp(0) - math.log(20)
+    law = SemiImplicit(ParticleMixing(particles), conditional, 20)
+    assert torch.allclose(law.log_prob(value), direct, atol=1e-5)
+    mixture = FixedMixture(particles, conditional, psi_event_dim=1)
+    assert torch.allclose(mixture.log_prob(value), direct, atol=1e-5)
+    mixing = Implicit(nn.Identity(), dist.Normal(torch.zeros(2), 1.0).to_event(1), 2)
+    law = SemiImplicit(mixing, conditional, 20, chunk_size=chunk_size, share_draws=True)
+    if chunk_size is None:
+        scores = conditional(law.shared_psi.unsqueeze(1).expand(20, 3, 2)).log_prob(value)
+        direct = scores.logsumexp(0) - math.log(20)
+        assert torch.allclose(law.log_prob(value), direct, atol=1e-5)
+    assert law.log_prob(value).shape == (3,)
+
+
+def test_zero_inflated_noise_and_mixing():
+    noise = dist.ZeroInflatedPoisson(torch.ones(3), gate=torch.tensor(0.5))
+    for mixing in (noise, Implicit(nn.Identity(), noise)):
+        law = SemiImplicit(mixing, lambda psi: dist.Normal(psi, 1.0), 5)
+        assert isinstance(law.batch_shape, torch.Size)
+        assert isinstance(mixing.expand((4, 3)).sample(), torch.Tensor)
+        assert law.log_prob(torch.zeros(4, 3)).shape == (4, 3)
+
+
+@pytest.mark.parametrize("settings", [{}, {"chunk_size": 5}, {"backward": "responsibility"}])
+@pytest.mark.parametrize(
+    "family",
+    [
+        lambda loc: dist.Normal(loc, 1.0).to_event(1),
+        lambda loc: dist.Cauchy(loc, 1.0).to_event(1),
+        lambda loc: dist.MultivariateNormal(loc, torch.eye(2)),
+        lambda loc: dist.TransformedDistribution(
+            dist.Normal(loc, 1.0).to_event(1),
+            [LowRankAffine(torch.zeros(2), torch.ones(2), torch.ones(2, 1))],
+        ),
+    ],
+)
+def test_pyro_finds_what_a_mixture_depends_on(family, settings):
+    """The shapes of a tensor whose provenance is tracked are plain tuples."""
+    mixing = Implicit(nn.Identity(), dist.Normal(torch.zeros(2), 1.0).to_event(1), 2)
+
+    def model(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            law = SemiImplicit(mixing, lambda psi: family(psi + z), 20, **settings)
+            pyro.sample("x", law, obs=x)
+
+    found = get_model_relations(model, (torch.zeros(8, 2),))
+    assert found["sample_sample"] == {"z": [], "x": ["z"]}
+    assert found["sample_dist"]["x"] == "SemiImplicit"

@@ -568,3 +568,19 @@ def test_no_summary_before_the_first_call():
     guide()
     with pytest.raises(ValueError, match="`num_samples`"):
         guide.sample_posterior(0)
+
+
+@pytest.mark.parametrize("covariance", ["full", "low_rank", "diagonal"])
+def test_steps_under_autocast(covariance):
+    """The network is rounded, the map behind it is not."""
+
+    def model():
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(z.sum(), 1.0), obs=torch.tensor(0.5))
+
+    guide = AutoSemiImplicit(model, covariance=covariance)
+    svi = SVI(model, guide, Adam({"lr": 0.01}), Trace_ELBO())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = [svi.step() for _ in range(3)]
+    assert all(map(math.isfinite, losses))
+    assert {p.dtype for p in guide.parameters()} == {torch.float32}

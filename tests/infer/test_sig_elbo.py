@@ -780,3 +780,30 @@ def test_missing_data_are_masked():
         pyro.set_rng_seed(0)
         losses.append(elbo.loss(model, no_guide, x.masked_fill(~mask, math.nan)))
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("to_event", [False, True])
+def test_a_zero_inflated_observation(to_event):
+    """Its batch shape is a plain tuple, and no matrix product fits it."""
+    programs = Programs()
+    x = torch.tensor([[0.0, 2.0], [1.0, 0.0], [4.0, 0.0]], **DOUBLE)
+    x = x if to_event else x[:, 0]
+
+    def emission(psi):
+        rate, gate = psi[..., :2].exp(), psi[..., 2:]
+        if to_event:
+            gate = gate.expand(rate.shape)
+            return dist.ZeroInflatedPoisson(rate, gate_logits=gate).to_event(1)
+        return dist.ZeroInflatedPoisson(rate[..., 0], gate_logits=gate[..., 0])
+
+    def model(x):
+        pyro.module("net", programs.net)
+        with pyro.plate("data", len(x)):
+            psi = pyro.sample("psi", Implicit(programs.net, noise(), 3))
+            pyro.sample("x", emission(psi), obs=x)
+
+    torch.manual_seed(1)
+    loss = SIG_ELBO(num_mixing=20, max_plate_nesting=1).loss(model, no_guide, x)
+    torch.manual_seed(1)
+    psi = programs.net(noise().sample((20,))).unsqueeze(1)
+    assert loss == pytest.approx(-log_mean(emission(psi).log_prob(x)).sum().item())
