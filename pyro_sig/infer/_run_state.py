@@ -115,7 +115,9 @@ class RunState:
                 args, kwargs = arguments(num_steps - 1)
                 self._inference.meet(args, kwargs)
                 # A step of several processes, which takes none here.
-                step = getattr(getattr(self._inference.inference, "step", None), "__self__", None)
+                step: Any = getattr(
+                    getattr(self._inference.inference, "step", None), "__self__", None
+                )
                 if callable(getattr(step, "note_restored", None)):
                     step.note_restored(args, kwargs)
 
