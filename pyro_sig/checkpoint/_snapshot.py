@@ -11,7 +11,7 @@ import pyro
 import torch
 from pyro.infer import SVI
 from pyro.optim import PyroOptim
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_sig._arguments import refusal
 from pyro_sig._elbo_state import elbo_state, load_elbo_state
@@ -35,13 +35,16 @@ class Snapshot:
         self.name = name
         self._parts: dict[Any, Snapshot] = {}
         self._programs: _Programs | None = None
+        self._holds_parts = False
         if isinstance(inference, SVI):
             self._programs = _Programs(inference)
         elif isinstance(inference, Mapping) and not callable(
             getattr(inference, "state_dict", None)
         ):
+            self._holds_parts = True
             self._parts = {k: Snapshot(v, f"{name}[{k!r}]") for k, v in inference.items()}
         elif isinstance(inference, (list, tuple)):
+            self._holds_parts = True
             self._parts = {i: Snapshot(v, f"{name}[{i}]") for i, v in enumerate(inference)}
         elif not has_state(inference):
             must_be = (
@@ -80,7 +83,7 @@ class Snapshot:
         state: Any
         if self._programs is not None:
             state = self._programs.state()
-        elif self._parts or isinstance(held, (Mapping, list, tuple)):
+        elif self._holds_parts:
             state = {key: part.state() for key, part in self._parts.items()}
         elif isinstance(held, torch.Generator):
             state = held.get_state()
@@ -96,6 +99,11 @@ class Snapshot:
         :param state: what :meth:`state` returned.
         :raises ValueError: if it is the state of another object.
         """
+        self._check(state)
+        self._load(state)
+
+    def _check(self, state: Mapping[str, Any]) -> None:
+        """Compares all parts before one of them is loaded: a refusal is to change none."""
         held: Any = self.inference
         own = type(held).__name__
         if state["kind"] != own:
@@ -104,16 +112,27 @@ class Snapshot:
                 f"was {own}"
             )
         content: Any = state["state"]
-        if self._programs is not None:
-            self._programs.load(content)
-        elif self._parts or isinstance(held, (Mapping, list, tuple)):
+        if self._holds_parts:
             if set(content) != set(self._parts):
                 raise ValueError(
                     f"`{self.name}` must hold {sorted(map(str, content))} as what was saved, but "
                     f"held {sorted(map(str, self._parts))}"
                 )
             for key, part in self._parts.items():
-                part.load(content[key])
+                part._check(content[key])
+        elif problems := _differences(held, content):
+            raise ValueError(
+                f"`{self.name}` must be built as the {own} that was saved: {'; '.join(problems)}"
+            )
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        held: Any = self.inference
+        content: Any = state["state"]
+        if self._programs is not None:
+            self._programs.load(content)
+        elif self._holds_parts:
+            for key, part in self._parts.items():
+                part._load(content[key])
         elif isinstance(held, torch.Generator):
             held.set_state(content.cpu())
         elif isinstance(held, PyroOptim):
@@ -123,7 +142,8 @@ class Snapshot:
                 held.load_state_dict(content)
             except (RuntimeError, KeyError) as error:  # torch's words for another shape
                 raise ValueError(
-                    f"`{self.name}` must be built as the {own} that was saved: {error}"
+                    f"`{self.name}` must be built as the {type(held).__name__} that was saved: "
+                    f"{error}"
                 ) from error
 
 
@@ -133,6 +153,51 @@ def has_state(value: Any) -> bool:
         return False
     return isinstance(value, (SVI, torch.Generator, PyroOptim)) or all(
         callable(getattr(value, name, None)) for name in ("state_dict", "load_state_dict")
+    )
+
+
+def _differences(held: Any, content: Mapping[str, Any]) -> list[str]:
+    """Says in which names and shapes a network or optimiser of torch is not the one saved.
+
+    One that loads in a way of its own is not asked.
+    """
+    own: dict[str, Any]
+    saved: dict[str, Any]
+    if isinstance(held, nn.Module) and _loads_as_torch(held):
+        own, saved = _shapes(held.state_dict()), _shapes(content)
+    elif (
+        isinstance(held, torch.optim.Optimizer)
+        and type(held).load_state_dict is torch.optim.Optimizer.load_state_dict
+        and not held._optimizer_load_state_dict_pre_hooks
+    ):
+        own, saved = (
+            {f"group {i}": len(group["params"]) for i, group in enumerate(groups)}
+            for groups in (held.param_groups, content["param_groups"])
+        )
+    else:
+        return []
+    missing = "missing"
+    return [
+        f"{name!r} was {saved.get(name, missing)}, is {own.get(name, missing)}"
+        for name in {**saved, **own}
+        if saved.get(name, missing) != own.get(name, missing)
+    ][:5]
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: tuple(value.shape)
+        if isinstance(value, Tensor) and not name.endswith("_extra_state")  # of any shape
+        else ""
+        for name, value in state.items()
+    }
+
+
+def _loads_as_torch(module: nn.Module) -> bool:
+    return type(module).load_state_dict is nn.Module.load_state_dict and all(
+        type(part)._load_from_state_dict.__module__.startswith("torch.")
+        and not part._load_state_dict_pre_hooks
+        for part in module.modules()
     )
 
 

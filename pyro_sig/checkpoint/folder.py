@@ -24,6 +24,7 @@ from pyro_sig.checkpoint._files import (
 __all__ = ["CheckpointFolder"]
 
 _NAME = re.compile(r"step-(\d{9})\.ckpt")
+_RANK = re.compile(r"rank-\d+-of-(\d+)")
 
 
 class CheckpointFolder:
@@ -34,8 +35,8 @@ class CheckpointFolder:
 
     :param path: the folder, made if need be.
     :param int keep: how many files are kept.
-    :raises ValueError: if `keep` is not a positive integer, if the folder cannot be written, or if
-        another process uses it.
+    :raises ValueError: if `keep` is not a positive integer, if the folder cannot be written, if
+        another process uses it, or if it has the checkpoints of another number of processes.
 
     Example::
 
@@ -53,7 +54,11 @@ class CheckpointFolder:
         self.path = as_path("path", path)
         self._shared = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if self._shared:
-            self.path /= f"rank-{dist.get_rank()}-of-{dist.get_world_size()}"
+            size = dist.get_world_size()
+            _check_processes(self.path, size)
+            self.path /= f"rank-{dist.get_rank()}-of-{size}"
+        else:
+            _check_processes(self.path, 1)
         self._lock = _lock(self.path)
         remove_partial_files(self.path)
 
@@ -165,6 +170,20 @@ class CheckpointFolder:
             f"the checkpoint of step {step} is passed over and {where}: {error}",
             CheckpointWarning,
             stacklevel=3,
+        )
+
+
+def _check_processes(path: Path, size: int) -> None:
+    """Refuses the run of another number of processes, which would begin again without a word."""
+    names = (_RANK.fullmatch(file.parent.name) for file in path.glob("rank-*/step-*.ckpt"))
+    sizes = {int(name[1]) for name in names if name}
+    if any(path.glob("step-*.ckpt")):
+        sizes.add(1)
+    if others := sorted(sizes - {size}):
+        had = " and ".join(f"{n} process{'es' if n > 1 else ''}" for n in others)
+        raise ValueError(
+            f"`checkpoint` must be a folder of as many processes as there are, {size}, but {path} "
+            f"has checkpoints of {had}; start as many, or pass another folder"
         )
 
 

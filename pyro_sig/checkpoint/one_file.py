@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from pyro_sig._random_state import random_state, set_random_state
+from pyro_sig._arguments import check_flag
+from pyro_sig._random_state import preserved_random_state, random_state, set_random_state
 from pyro_sig.checkpoint._files import read_file, write_file
 from pyro_sig.checkpoint._snapshot import Snapshot
 
@@ -61,18 +62,22 @@ def load(
     inference: Any,
     *args: Any,
     map_location: Any = None,
+    random_state: bool = True,
     **kwargs: Any,
 ) -> None:
     """Restores what :func:`save` wrote, into an object that was built in the same way.
 
     Tensors are filled in place, so that networks, optimisers and Pyro's parameter store go on
-    holding the same ones. The random states are restored last.
+    holding the same ones. Kinds, keys of dicts and lists, and shapes of networks are compared
+    before anything is loaded. The random states are restored last.
 
     :param path: the file.
     :param inference: as the object that was saved; it may have taken steps, or none.
     :param args: arguments of a step, for SVI and for a trainer that has taken none: a first run of
         the programs finds their parameters.
     :param map_location: where tensors go, as :func:`torch.load` has it.
+    :param bool random_state: whether to restore the random states of torch, NumPy and Python too,
+        which a run that goes on needs; False leaves them as they are.
     :param kwargs: keyword arguments of a step.
     :raises CheckpointError: (a ``ValueError``) if the file is damaged, foreign or of a newer
         version.
@@ -88,6 +93,7 @@ def load(
         >>> torch.equal(first.weight, second.weight)
         True
     """
+    check_flag("random_state", random_state)
     state = read_file(path, map_location)
     if set(state) != {"inference", "random_state"}:
         raise ValueError(
@@ -95,6 +101,8 @@ def load(
             f"file that `train` wrote is read by `train`: {path}"
         )
     snapshot = Snapshot(inference)
-    snapshot.load(state["inference"])
-    snapshot.meet(args, kwargs)
-    set_random_state(state["random_state"])
+    with preserved_random_state():
+        snapshot.load(state["inference"])
+        snapshot.meet(args, kwargs)
+    if random_state:
+        set_random_state(state["random_state"])

@@ -96,7 +96,8 @@ def check_equal(inference: Any) -> None:
 
     Every process has to call it. It compares bit for bit, which costs a broadcast of the state.
 
-    :param inference: what :func:`data_parallel` returned, after its first step.
+    :param inference: what :func:`data_parallel` returned, after its first step, or after ``train``
+        has read a run that is complete.
     :raises ValueError: if they differ, in every process; or if there was no step.
 
     Example::
@@ -114,7 +115,7 @@ def check_equal(inference: Any) -> None:
         >>> torch.distributed.destroy_process_group()
     """
     parallel = getattr(getattr(inference, "step", None), "__self__", None)
-    if not isinstance(parallel, _DataParallel) or not parallel.started:
+    if not isinstance(parallel, _DataParallel) or not parallel.known:
         raise ValueError("`inference` must be data parallel and have taken a step")
     parallel.check_equal()
 
@@ -133,6 +134,7 @@ class _DataParallel:
         self.inference = inference
         self.group = group
         self.started = False
+        self.known = False
         self._factor = 1.0 / size if reduction == "mean" else 1.0
         self._own_step: Callable[..., Any] = inference.step
         self._reductions: dict[Any, GradientReduction] = {}
@@ -154,7 +156,7 @@ class _DataParallel:
             self._start(args, kwargs)
         with self._reducing_steps():
             losses = self._own_step(*args, **kwargs)
-        self.started = True
+        self.started = self.known = True
         self._average_buffers()
         return self._reduce_losses(losses)
 
@@ -162,6 +164,23 @@ class _DataParallel:
 
     def _start(self, args: tuple, kwargs: dict[str, Any]) -> None:
         """Finds what there is to train, and makes it equal."""
+        params = self._find(args, kwargs)
+        tensors = {**params, **self._state()}
+        marks = [(f"a state waiting for {name!r}", "") for name in self._waiting()]
+        check_alike(signature(tensors) + marks, self.group)
+        broadcast(tensors, self.group)
+
+    def note_restored(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Gets to know a complete run that ``train`` has read, for :func:`check_equal`.
+
+        :param args: arguments of a step.
+        :param kwargs: its keyword arguments.
+        """
+        self._find(args, kwargs)  # and broadcasts nothing, which would hide a difference
+        self.known = True
+
+    def _find(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Tensor]:
+        """Runs the programs, notes their networks and returns their parameters."""
         params: dict[str, Tensor] = {}
         evaluate = getattr(self.inference, "evaluate_loss", None)
         if callable(evaluate):
@@ -170,10 +189,7 @@ class _DataParallel:
                     evaluate(*args, **kwargs)
             self._modules = modules
             params = dict(sorted(tap.params.items()))
-        tensors = {**params, **self._state()}
-        marks = [(f"a state waiting for {name!r}", "") for name in self._waiting()]
-        check_alike(signature(tensors) + marks, self.group)
-        broadcast(tensors, self.group)
+        return params
 
     @contextmanager
     def _fail_together(self) -> Iterator[None]:

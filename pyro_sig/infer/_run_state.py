@@ -114,6 +114,12 @@ class RunState:
             with preserved_random_state():
                 args, kwargs = arguments(num_steps - 1)
                 self._inference.meet(args, kwargs)
+                # A step of several processes, which takes none here.
+                step: Any = getattr(
+                    getattr(self._inference.inference, "step", None), "__self__", None
+                )
+                if callable(getattr(step, "note_restored", None)):
+                    step.note_restored(args, kwargs)
 
     # ----------------------------------------------------------------------------------------- save
 

@@ -21,6 +21,34 @@ def test_the_last_are_kept(tmp_path):
         assert repr(folder) == f"CheckpointFolder({str(tmp_path)!r}, steps=[10, 15])"
 
 
+def of_processes(monkeypatch, rank, size):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: size)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "had"),
+    [(1, 2, "1 process;"), (2, 1, "2 processes;"), (2, 3, "2 processes;"), (12, 2, "12 processes")],
+)
+def test_another_number_of_processes(before, now, had, tmp_path, monkeypatch):
+    of_processes(monkeypatch, 0, before)
+    CheckpointFolder(tmp_path).close()
+    of_processes(monkeypatch, 0, now)
+    CheckpointFolder(tmp_path).close()  # killed before its first checkpoint
+    of_processes(monkeypatch, 0, before)
+    with CheckpointFolder(tmp_path) as folder:
+        folder.write(5, {"a": 5})
+    with CheckpointFolder(tmp_path) as folder:
+        assert folder.steps() == [5]
+    for rank in range(now):
+        of_processes(monkeypatch, rank, now)
+        with pytest.raises(
+            ValueError, match=f"as many processes as there are, {now}, .* has checkpoints of {had}"
+        ):
+            CheckpointFolder(tmp_path)
+
+
 @pytest.mark.parametrize("keep", [0, -1, True, 1.5])
 def test_keep_is_a_positive_integer(keep, tmp_path):
     with pytest.raises(ValueError, match="`keep` must be a positive integer"):

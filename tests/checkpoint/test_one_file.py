@@ -149,6 +149,63 @@ def test_another_object(tmp_path):
             load(tmp_path / "a", other)
 
 
+def part(width=2, params=2, kind=torch.optim.Adam):
+    first, last = torch.nn.Linear(2, 1), torch.nn.BatchNorm1d(width)
+    optim = kind([torch.nn.Parameter(torch.ones(())) for _ in range(params)], lr=0.1)
+    return {"first": first, "rest": [{"optim": optim}, last]}
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (
+            {"width": 3},
+            r"`inference\['rest'\]\[1\]` .* saved: 'weight' was \(2,\), is \(3,\); 'bia",
+        ),
+        ({"params": 3}, r"`inference\['rest'\]\[0\]\['optim'\]` .* 'group 0' was 2, is 3"),
+        ({"kind": torch.optim.SGD}, "kind of object that was saved, Adam, but was SGD"),
+    ],
+)
+def test_a_refusal_changes_no_part(options, problem, tmp_path):
+    save(tmp_path / "a", part())
+    other = part(**options)
+    before = other["first"].weight.clone()
+    with pytest.raises(ValueError, match=problem):
+        load(tmp_path / "a", other)
+    assert torch.equal(other["first"].weight, before)
+
+
+def test_a_network_that_loads_in_its_own_way(tmp_path):
+    class Lenient(torch.nn.Linear):
+        def _load_from_state_dict(self, state_dict, prefix, *args):
+            state_dict[prefix + "weight"] = state_dict[prefix + "weight"][:, : self.in_features]
+            super()._load_from_state_dict(state_dict, prefix, *args)
+
+    saved, net = Lenient(3, 1), Lenient(2, 1)
+    save(tmp_path / "a", saved)
+    load(tmp_path / "a", net)
+    assert torch.equal(net.weight, saved.weight[:, :2])
+
+
+def test_the_random_state_is_left_alone_if_asked(tmp_path):
+    fresh()
+    one = svi()
+    one.step(DATA)
+    save(tmp_path / "a", one, DATA)
+    drawn = torch.rand(1), np.random.rand(), random.random()
+    for kept, same in ((True, True), (False, False)):
+        fresh(7)
+        load(tmp_path / "a", svi(), DATA, random_state=kept)
+        assert ((torch.rand(1), np.random.rand(), random.random()) == drawn) is same
+    fresh(7)
+    other = torch.rand(1), np.random.rand(), random.random()
+    fresh(7)
+    load(tmp_path / "a", svi(), DATA, random_state=False)
+    assert (torch.rand(1), np.random.rand(), random.random()) == other
+    with pytest.raises(ValueError, match="`random_state` must be True or False, was 1"):
+        load(tmp_path / "a", svi(), DATA, random_state=1)
+
+
 def test_other_files(tmp_path):
     (tmp_path / "a").write_bytes(b"x")
     with pytest.raises(CheckpointError):

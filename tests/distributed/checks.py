@@ -570,6 +570,29 @@ def killed_and_resumed(folder, name):
     assert all(torch.equal(again[1][n], whole[1][n]) for n in whole[1])
 
 
+def complete_run_read(folder, name, differs):
+    """Reads a complete run, and compares what the processes have read."""
+    path = folder / name
+
+    def run(seed):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(seed)
+        trainer = data_parallel(TRAINERS[name].make() if name in TRAINERS else make_sig())
+        seed_ranks(seed)
+        batch = torch.randn(6, 2)
+        options = {"progress": False, "checkpoint": path}
+        return trainer, train(trainer, lambda step: batch, 3, **options)
+
+    trainer, history = run(1)
+    check_equal(trainer)
+    trainer, again = run(2)
+    assert dict(again) == dict(history)
+    if differs and rank() == 1:
+        with torch.no_grad():
+            next(iter(pyro.get_param_store()._params.values())).add_(1.0)
+    check_equal(trainer)
+
+
 def make_sig():
     network = MLP(2, [6], 2)
 

@@ -102,6 +102,13 @@ def test_a_killed_run_goes_on(two, name, tmp_path):
     two(checks.killed_and_resumed, tmp_path, name)
 
 
+@pytest.mark.parametrize("name", ["SVI", "GAN-SI, SIG_ELBO"])
+def test_a_complete_run_is_read_and_compared(two, name, tmp_path):
+    two(checks.complete_run_read, tmp_path, name, False)
+    for message in raised_by_all(two, checks.complete_run_read, tmp_path, name, True):
+        assert "tensors of rank 1 differ from those of rank 0" in message
+
+
 def raised_by_all(ranks, function, *args):
     start = time.perf_counter()
     answers = ranks.answers(function, *args)
