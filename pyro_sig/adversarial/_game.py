@@ -79,7 +79,7 @@ class Game(CriticTrainer):
             and what else `loss_names` names.
         :raises ValueError: see the class.
         """
-        self._prepare(args, kwargs)
+        self.prepare(*args, **kwargs)
         self._program.zero_grad()  # what other losses have left
         losses = self._play(args, kwargs)
         self._program.step()
@@ -111,7 +111,7 @@ class Game(CriticTrainer):
         :param kwargs: their keyword arguments.
         :return: losses as :meth:`step` returns them.
         """
-        self._prepare(args, kwargs)
+        self.prepare(*args, **kwargs)
         with modules_run():  # batch statistics stay as they are
             draw = self._runs.released(args, kwargs)
             with self._precision():
@@ -143,7 +143,7 @@ class Game(CriticTrainer):
         :param kwargs: their keyword arguments.
         :return: real and fake values, each of shape ``[units, ...]`` or a tuple of such.
         """
-        self._prepare(args, kwargs)
+        self.prepare(*args, **kwargs)
         with modules_run():  # batch statistics stay as they are
             draw = self._runs.released(args, kwargs)
         return draw.real, draw.fake

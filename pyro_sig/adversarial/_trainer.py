@@ -31,7 +31,7 @@ class Trainer(ProgramHolder):
 
     A subclass writes :meth:`step`, :meth:`evaluate_loss`, and two more methods: ``_meet`` runs the
     programs once to find their sites, parameters and networks, ``_parts`` names what has a state.
-    Before it needs the programs, each of the public methods calls ``_prepare``.
+    Before it needs the programs, each of the public methods calls :meth:`prepare`.
 
     :cvar loss_names: names of what :meth:`step` returns.
     """
@@ -92,15 +92,6 @@ class Trainer(ProgramHolder):
         :param kwargs: their keyword arguments.
         :raises ValueError: see the class.
         """
-        self._prepare(args, kwargs)
-
-    def _meet(self, args: tuple, kwargs: dict[str, Any]) -> None:
-        raise NotImplementedError
-
-    def _parts(self) -> dict[str, Stateful]:
-        raise NotImplementedError
-
-    def _prepare(self, args: tuple, kwargs: dict[str, Any]) -> None:
         if self._prepared:
             return
         self._meet(args, kwargs)
@@ -108,6 +99,12 @@ class Trainer(ProgramHolder):
         if self._waiting is not None:
             waiting, self._waiting = self._waiting, None
             self._restore(waiting)
+
+    def _meet(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _parts(self) -> dict[str, Stateful]:
+        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """Returns a copy of all that the next step depends on, but the random state.

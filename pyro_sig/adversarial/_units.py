@@ -83,8 +83,10 @@ def find_unit_plates(trace: Run) -> frozenset[str]:
         )
     if not plates:
         rows = {name: trace.nodes[name]["fn"].batch_shape for name in inside}
-        most = max((rows[name] for name in observed), key=torch.Size.numel)
-        shared = {n: tuple(shape) for n, shape in rows.items() if shape.numel() < most.numel()}
+        most = max((rows[name] for name in observed), key=math.prod)
+        shared = {
+            n: tuple(shape) for n, shape in rows.items() if math.prod(shape) < math.prod(most)
+        }
         if shared:
             raise ValueError(
                 f"`model` must draw every site once for each row of the data, whose batch_shape is "

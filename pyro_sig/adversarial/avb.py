@@ -177,7 +177,7 @@ class AVB(Game):
         :param kwargs: their keyword arguments.
         :return: the estimate.
         """
-        self._prepare(args, kwargs)
+        self.prepare(*args, **kwargs)
         with modules_run():
             draw = self._runs.released(args, kwargs)
             with self._precision():

@@ -169,7 +169,7 @@ class CycleGAN(CriticTrainer):
         :raises ValueError: see :class:`CycleGAN`.
         """
         self._check_batches(x, y)
-        self._prepare((x, y), {})
+        self.prepare(x, y)
         self._program.zero_grad()  # what other losses have left
         for _ in range(self.critic_steps - 1):
             with torch.no_grad():
@@ -192,7 +192,7 @@ class CycleGAN(CriticTrainer):
         :return: losses as :meth:`step` returns them.
         """
         self._check_batches(x, y)
-        self._prepare((x, y), {})
+        self.prepare(x, y)
         with modules_run():  # batch statistics stay as they are
             fakes = self._translate_both(x, y)
             with self._precision():

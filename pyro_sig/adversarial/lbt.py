@@ -178,7 +178,7 @@ class LBT(Trainer):
             on the data (after :math:`K` steps ahead), each for one unit; the losses of the `gan`.
         :raises ValueError: see :class:`LBT`.
         """
-        self._prepare(args, kwargs)
+        self.prepare(*args, **kwargs)
         self._program.zero_grad()  # what other losses have left
         on_draws = self._student.teach(
             self.commits * self.inner_steps, self.commit_rate, lambda: self._draw(args, kwargs)
@@ -209,7 +209,7 @@ class LBT(Trainer):
         :param kwargs: their keyword arguments.
         :return: losses as :meth:`step` returns them.
         """
-        self._prepare(args, kwargs)
+        self.prepare(*args, **kwargs)
         with modules_run(), torch.no_grad():
             on_draws = self._student.teach(0, 1.0, lambda: self._draw(args, kwargs))
             on_data = self._score_ahead(args, kwargs)
@@ -249,7 +249,7 @@ class LBT(Trainer):
     def _meet(self, args: tuple, kwargs: dict[str, Any]) -> None:
         with preserved_random_state():
             if self.gan is not None:
-                self.gan._prepare(args, kwargs)
+                self.gan.prepare(*args, **kwargs)
             else:
                 with modules_run() as modules, torch.no_grad(), ReleasedRun() as run:
                     self.model(*args, **kwargs)

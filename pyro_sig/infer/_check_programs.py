@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pyro
@@ -11,7 +11,6 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.util import is_validation_enabled
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from pyro.util import check_site_shape
@@ -21,6 +20,7 @@ from pyro_sig._random_state import preserved_random_state
 from pyro_sig.diagnostics._own_draws import OwnDraws
 from pyro_sig.distributions import SemiImplicit
 from pyro_sig.infer._bad_site import describe_bad_site
+from pyro_sig.infer._paired_traces import paired_traces
 
 __all__ = ["check_programs", "check_start"]
 
@@ -42,7 +42,7 @@ def check_programs(
     :raises ValueError: names the site.
     """
     with preserved_random_state(), poutine.block():
-        drawn, trace = _traces(model, guide, args, kwargs)
+        trace, drawn = paired_traces(model, guide, args, kwargs)
         guided, latent = _latents(drawn), _latents(trace)
         for name, site in guided.items():
             if name not in latent and not site["infer"].get("is_auxiliary"):
@@ -50,7 +50,7 @@ def check_programs(
                     "`guide` must draw latents of `model` or auxiliary sites only, drew "
                     f"{name!r}, which is no latent of `model`"
                 )
-        _score(trace, every=False)
+        _score(trace, searched=None)
         if is_validation_enabled():
             _check_shapes(trace)
         _check_finite(trace)
@@ -81,11 +81,11 @@ def check_start(
     program = poutine.condition(model, data=values)
     strict = is_validation_enabled()
     with preserved_random_state(), poutine.block(), pyro.validation_enabled(False):
-        first = _scored_run(program, 0, args, kwargs)
+        first = _scored_run(program, 0, args, kwargs, values)
         if strict:
             _check_shapes(first)
         same_rows = poutine.replay(program, trace=first)
-        second = _scored_run(same_rows, 1, args, kwargs)
+        second = _scored_run(same_rows, 1, args, kwargs, values)
     return first, not _alike(first, second)
 
 
@@ -99,21 +99,6 @@ class _DrawsWhenScored(OwnDraws):
         if isinstance(fn, SemiImplicit):
             return fn.with_draws(fn.num_mixing)
         return super()._with_own_draws(fn)
-
-
-def _traces(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> tuple[Trace, Trace]:
-    unwrapped: Any = poutine.unwrap(guide)
-    if isinstance(unwrapped, Messenger):  # it runs the model itself
-        guide(*args, **kwargs)
-        trace, drawn = unwrapped.get_traces()  # type: ignore[attr-defined]
-        return drawn, trace
-    drawn = poutine.trace(guide).get_trace(*args, **kwargs)
-    return drawn, poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
 
 
 def _sample_sites(trace: Trace) -> dict[str, Any]:
@@ -133,18 +118,22 @@ def _latents(trace: Trace) -> dict[str, Any]:
 
 
 def _scored_run(
-    program: Callable[..., Any], seed: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    program: Callable[..., Any],
+    seed: int,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    latents: Collection[str],
 ) -> Trace:
     torch.manual_seed(seed)
     with _DrawsWhenScored():
         trace = poutine.trace(program).get_trace(*args, **kwargs)
     torch.manual_seed(0)  # the noise of an estimate is the same in every run
-    _score(trace, every=True)
+    _score(trace, latents)
     return trace
 
 
-def _score(trace: Trace, every: bool) -> None:
-    """Scores all sites, or all that have a density."""
+def _score(trace: Trace, searched: Collection[str] | None) -> None:
+    """Scores all sites that have a density, and all of them where latents are searched."""
     for name, site in _sample_sites(trace).items():
         try:
             log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
@@ -152,11 +141,18 @@ def _score(trace: Trace, every: bool) -> None:
         except torch.OutOfMemoryError:
             raise
         except NotImplementedError as error:
-            if not every:
+            if searched is None:
                 continue
+            kind, remedy = "site", ""
+            if name in searched:
+                kind = "latent"
+                remedy = (
+                    "leave the site to SIG_ELBO (hide it from this guide with poutine.block), "
+                    "sample it from a SemiImplicit, or "
+                )
             raise ValueError(
-                f"`model` must have a density at every site for find_scale=True, had none at site "
-                f"{name!r}: pass find_scale=False"
+                f"`model` must have a density at every {kind} for find_scale=True, had none at "
+                f"site {name!r}: {remedy}pass find_scale=False"
             ) from error
         except Exception as error:  # whatever a law says of a value
             raise ValueError(

@@ -16,7 +16,6 @@ from pyro_sig.nn import MLP
 __all__ = [
     "WholeSetUp",
     "check_continuous",
-    "check_scored",
     "location_and_scale",
     "location_scale_network",
 ]
@@ -66,24 +65,6 @@ def check_continuous(trace: poutine.Trace) -> None:
                 "out (config_enumerate with TraceEnum_ELBO) or hide it from this guide "
                 "(poutine.block)"
             )
-
-
-def check_scored(trace: poutine.Trace) -> None:
-    """Checks that all latents of a program have a density.
-
-    :param trace: of the program.
-    :raises ValueError: names the site, and what to do instead.
-    """
-    site: Any
-    for name, site in trace.iter_stochastic_nodes():
-        try:
-            site["fn"].log_prob(site["value"])
-        except NotImplementedError as error:
-            raise ValueError(
-                f"`model` must have a density at every latent for find_scale=True, had none at "
-                f"site {name!r}: leave the site to SIG_ELBO (hide it from this guide with "
-                f"poutine.block), sample it from a SemiImplicit, or pass find_scale=False"
-            ) from error
 
 
 def location_scale_network(

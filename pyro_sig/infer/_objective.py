@@ -8,13 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from pyro import poutine
 from pyro.distributions import Delta, MaskedDistribution
 from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.infer import ELBO
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor, nn
@@ -27,6 +25,7 @@ from pyro_sig.distributions.components import component_log_prob
 from pyro_sig.distributions.lineage import Origin
 from pyro_sig.distributions.mixing_noise import noise_law
 from pyro_sig.infer._check_elbo import check_elbo
+from pyro_sig.infer._paired_traces import paired_traces, runs_model
 
 __all__ = [
     "Draw",
@@ -222,15 +221,7 @@ class SemiImplicitObjective(ELBO):
     def _get_trace(
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict
     ) -> tuple[Trace, Trace]:
-        unwrapped: Any = poutine.unwrap(guide)
-        runs_the_model = isinstance(unwrapped, Messenger)
-        if runs_the_model:
-            guide(*args, **kwargs)
-            model_trace, guide_trace = unwrapped.get_traces()
-        else:
-            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            replayed = poutine.replay(model, trace=guide_trace)
-            model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+        model_trace, guide_trace = paired_traces(model, guide, args, kwargs)
         if is_validation_enabled():
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
         guide_trace = prune_subsample_sites(guide_trace)
@@ -248,7 +239,7 @@ class SemiImplicitObjective(ELBO):
     ) -> Iterator[Joint]:
         # A Messenger runs guide and model as one program, whose parameters are not told apart.
         checks = train and not (self.fits_model or self._warned)
-        checks = checks and not isinstance(poutine.unwrap(guide), Messenger)
+        checks = checks and not runs_model(guide)
         together = self.vectorize_particles and self.num_particles > 1
         if together:
             traces: Any = self._get_traces(model, guide, args, kwargs)

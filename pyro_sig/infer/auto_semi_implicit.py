@@ -24,7 +24,6 @@ from pyro_sig.infer._bad_site import describe_bad_site
 from pyro_sig.infer._check_programs import check_start
 from pyro_sig.infer._guide_parts import (
     WholeSetUp,
-    check_scored,
     location_and_scale,
     location_scale_network,
 )
@@ -156,7 +155,6 @@ class AutoSemiImplicit(WholeSetUp, AutoContinuous):
             self.rank = min(dim, max(1, round(math.sqrt(dim))))
         loc, scale_tril = init_loc, self.init_scale * torch.eye(dim).to(init_loc)
         if self.find_scale:
-            check_scored(self.prototype_trace)
             trace, is_random = check_start(self._given_model[0], self.prototype_trace, args, kwargs)
             if is_random:
                 # One draw of what this guide does not know would be searched as if it were known.

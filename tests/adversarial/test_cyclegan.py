@@ -276,7 +276,7 @@ def test_the_first_step_leaves_the_random_state_to_the_program():
         torch.manual_seed(0)
         gan, (x, y) = make_cyclegan(KINDS["stochastic"](), "pyro"), data()
         if warm:
-            gan._prepare((x, y), {})
+            gan.prepare(x, y)
         draws.append(gan.step(x, y))
     assert draws[0] == draws[1]
 

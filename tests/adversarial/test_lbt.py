@@ -150,7 +150,7 @@ def test_the_student_keeps_what_it_would_have_learned_alone():
         pyro.clear_param_store()
         torch.manual_seed(0)
         lbt = make_lbt(vae(), commits=2, inner_steps=2, **settings)
-        lbt._prepare((x,), {})
+        lbt.prepare(x)
         torch.manual_seed(1)
         lbt.step(x)
         students.append(copies(student_params(lbt)))
@@ -164,7 +164,7 @@ def test_the_student_trains_at_its_own_rate_times_the_factor():
         pyro.clear_param_store()
         torch.manual_seed(0)
         lbt = make_lbt(inner_steps=1, commit_rate=rate, estimator_optim=pyro.optim.SGD({"lr": 0.1}))
-        lbt._prepare((x,), {})
+        lbt.prepare(x)
         before = copies(student_params(lbt))
         torch.manual_seed(1)
         lbt.step(x)
@@ -178,7 +178,7 @@ def test_the_student_trains_at_its_own_rate_times_the_factor():
 def test_commits(commits):
     x = torch.randn(6, 2)
     lbt = make_lbt(commits=commits, inner_steps=2)
-    lbt._prepare((x,), {})
+    lbt.prepare(x)
     lbt.step(x)
     optim = lbt.estimator_optim
     steps = [int(s["step"]) for s in optim.state.values()]
@@ -189,7 +189,7 @@ def test_commits(commits):
 def test_every_student_learns_and_teaches(name):
     x = torch.randn(6, 2)
     lbt = make_lbt(STUDENTS[name](), inner_steps=2)
-    lbt._prepare((x,), {})
+    lbt.prepare(x)
     teacher, student = copies(lbt._program.params), copies(student_params(lbt))
     losses = lbt.step(x)
     assert all(type(loss) is float and math.isfinite(loss) for loss in losses)
@@ -242,7 +242,7 @@ def test_the_gradients_of_critic_and_student_add_up(settings):
         pyro.clear_param_store()
         torch.manual_seed(0)
         lbt = make_lbt(optim=pyro.optim.SGD({"lr": 0.1}), gan=settings, **options)
-        lbt._prepare((x,), {})
+        lbt.prepare(x)
         before = copies(lbt._program.params)
         torch.manual_seed(1)
         losses = lbt.step(x)
@@ -273,7 +273,7 @@ def test_a_schedule_of_the_weight():
 def test_the_norm_of_the_gradient_is_clipped():
     x = 100 + torch.randn(6, 2)
     lbt = make_lbt(optim=pyro.optim.SGD({"lr": 1.0}), clip_norm=0.5)
-    lbt._prepare((x,), {})
+    lbt.prepare(x)
     before = copies(lbt._program.params)
     lbt.step(x)
     moved = torch.cat([(p.detach() - before[n]).ravel() for n, p in lbt._program.params.items()])
